@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+_BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images: `PP_TEST_DATA`, or `../shared/data` if it is there."""
+    folder = Path(os.environ.get("PP_TEST_DATA", _BESIDE))
+    if not folder.is_dir():
+        reason = f"no real data: set PP_TEST_DATA to their folder ({folder} is none)"
+        if os.environ.get("PP_TEST_DATA"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
