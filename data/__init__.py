@@ -1,0 +1,1 @@
+"""Reading image sets from files, and the batches that go to the device."""

@@ -1,0 +1,179 @@
+"""One image of a data set: where it is, what is in it, and the split by patient."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
+
+from data.dicom import read_dicom
+
+Box = tuple[float, float, float, float]
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """An image by its file and its annotation; no pixels yet."""
+
+    id: str
+    patient: str
+    image: Path
+    boxes: tuple[Box, ...]  # (x0, y0, x1, y1), original frame, edges of pixels.
+    mask: Path | None
+    target: Literal["mask", "box"]
+    label: str
+
+
+class Sample(NamedTuple):
+    """The pixels and objects of one record, original frame."""
+
+    image: UInt8[np.ndarray, "H W 3"]
+    objects: Bool[np.ndarray, "N H W"]  # One per box that holds something.
+    boxes: Float32[np.ndarray, "N 4"]  # Tight around each object, or the annotated boxes.
+    findings: Bool[np.ndarray, "H W"]  # All that was marked, in a box or not.
+
+
+def load(record: Record) -> Sample:
+    """The decoded image with its objects in the order of `record.boxes`.
+
+    With a mask file, an object is all components (8-connectivity) that lie mostly in its box; a
+    component in no box counts in `findings` only; a box without a component is left out, with a
+    warning that names it (a warning because nobody would call a function that counts them).
+    Without one, an object is its filled box: the pixels whose centre lies inside.
+
+    Raises:
+      ValueError: A box outside the image, or a mask of another size or kind.
+      DicomError: The image cannot be read.
+    """
+    grey = read_dicom(record.image)
+    check_boxes(record.boxes, size=grey.shape, where=f"{record.image}")
+    image = np.repeat(grey[:, :, None], 3, axis=2)
+    if record.mask is None:
+        objects = fill_boxes(record.boxes, size=grey.shape)
+        boxes = np.array(record.boxes, np.float32).reshape(-1, 4)
+        return Sample(image, objects, boxes, objects.any(0))
+    findings = _read_mask(record.mask, size=grey.shape)
+    objects = assign_components(findings, record.boxes)
+    found = objects.any((1, 2))
+    if not found.all():
+        lost = [box for box, kept in zip(record.boxes, found, strict=True) if not kept]
+        warnings.warn(f"{record.mask}: nothing is marked inside box {lost[0]}", stacklevel=2)
+    objects = objects[found]
+    return Sample(image, objects, tight_boxes(objects), findings)
+
+
+def check_boxes(boxes: Sequence[Box], *, size: tuple[int, int], where: str) -> None:
+    """Nothing, or a ValueError that names the first box that leaves the image."""
+    height, width = size
+    for box in boxes:
+        if min(box) < 0 or box[2] > width or box[3] > height:
+            raise ValueError(
+                f"{where}: box (x0, y0, x1, y1) = {box} leaves the image of {width} x {height} "
+                "pixels (width x height); correct the row in the CSV"
+            )
+
+
+def fill_boxes(boxes: Sequence[Box], *, size: tuple[int, int]) -> Bool[np.ndarray, "N H W"]:
+    """Pixels whose centre (at +0.5) lies in each box, the upper edges excluded."""
+    y, x = (np.arange(side) + 0.5 for side in size)
+    corners = np.array(boxes, np.float64).reshape(-1, 4, 1)
+    columns = (corners[:, 0] <= x) & (x < corners[:, 2])
+    rows = (corners[:, 1] <= y) & (y < corners[:, 3])
+    return rows[:, :, None] & columns[:, None, :]
+
+
+def tight_boxes(objects: Bool[np.ndarray, "N H W"]) -> Float32[np.ndarray, "N 4"]:
+    """Smallest box around each object, from the first pixel's edge to the last one's.
+
+    Zeros for an object without pixels.
+    """
+    boxes = np.zeros((len(objects), 4), np.float32)
+    for box, pixels in zip(boxes, objects, strict=True):
+        rows, columns = np.flatnonzero(pixels.any(1)), np.flatnonzero(pixels.any(0))
+        if len(rows):
+            box[:] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def assign_components(
+    findings: Bool[np.ndarray, "H W"], boxes: Sequence[Box]
+) -> Bool[np.ndarray, "N H W"]:
+    """For each box, the components (8-connectivity) with more pixels in it than in any other.
+
+    Ties go to the smaller box: a small finding often lies within the box of a large one.
+    """
+    labels, count = ndimage.label(findings, structure=np.ones((3, 3)))
+    inside = fill_boxes(boxes, size=findings.shape)
+    if not boxes:
+        return inside
+    pixels = np.stack([np.bincount(labels[box], minlength=count + 1) for box in inside])
+    smallest_first = np.argsort(inside.sum((1, 2)), kind="stable")
+    owner = smallest_first[pixels[smallest_first].argmax(0)]
+    owner[(pixels.max(0) == 0) | (np.arange(count + 1) == 0)] = -1  # Label 0 is the background.
+    return owner[labels] == np.arange(len(boxes))[:, None, None]
+
+
+def split_patients(
+    records: Sequence[Record], *, seed: int, validation: float = 0.1, test: float = 0.2
+) -> dict[str, tuple[str, ...]]:
+    """Sorted patient names of `train`, `validation` and `test`, disjoint, each with at least one.
+
+    A pure function of the set of patients, of who has a finding, and of the seed. Patients with
+    and without findings are shared out separately, so that each part has its share of both.
+
+    Raises:
+      ValueError: Fewer than three patients, or fractions that leave nothing for a part.
+    """
+    if min(validation, test) <= 0 or validation + test >= 1:
+        raise ValueError(f"{validation=} and {test=} must be above 0 and leave something to train")
+    positive = {record.patient for record in records if record.boxes}
+    negative = {record.patient for record in records} - positive
+    if len(positive | negative) < len(PARTS):
+        raise ValueError(
+            f"{len(positive | negative)} patients cannot fill train, validation and test without "
+            "one of them being in two: give at least 3 patients (a higher --limit, or more images)"
+        )
+    rng = np.random.default_rng(seed)
+    strata = [list(rng.permutation(sorted(names))) for names in (positive, negative)]
+    parts: dict[str, list[str]] = {part: [] for part in PARTS}
+    if max(map(len, strata)) < len(PARTS):  # Three or four patients: dealt, positives first.
+        dealt = zip(strata[0] + strata[1], ("train", "test", "validation", "train"), strict=False)
+        for name, part in dealt:
+            parts[part].append(name)
+    else:
+        for names in strata:
+            tested, validated = _shares(len(names), test=test, validation=validation)
+            parts["test"] += names[:tested]
+            parts["validation"] += names[tested : tested + validated]
+            parts["train"] += names[tested + validated :]
+    return {part: tuple(sorted(map(str, names))) for part, names in parts.items()}
+
+
+def _shares(count: int, *, test: float, validation: float) -> tuple[int, int]:
+    """How many of `count` to test and to validate on, so that all three parts get one if 3 can."""
+    if count < len(PARTS):
+        return int(count == 2), 0
+    tested = min(max(1, round(test * count)), count - 2)
+    return tested, min(max(1, round(validation * count)), count - tested - 1)
+
+
+def _read_mask(path: Path, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    try:
+        with Image.open(path) as file:
+            mode, mask = file.mode, np.asarray(file)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path}: not a picture; a mask is an 8-bit grey PNG") from error
+    if mode != "L":
+        raise ValueError(f"{path}: a mask is an 8-bit grey PNG (mode L), this one has mode {mode}")
+    if mask.shape != tuple(size):
+        raise ValueError(
+            f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} pixels for an image of "
+            f"{size[1]} x {size[0]} (width x height); save it at the image's size"
+        )
+    return mask > 127
