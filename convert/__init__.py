@@ -1,0 +1,1 @@
+"""Official SAM weights to ours."""

@@ -1,0 +1,183 @@
+"""Checkpoints that verify: an Orbax tree, and a manifest with the hash of every file.
+
+A checkpoint is a folder with `tree/` (Orbax) and `MANIFEST.json`. It is written under a temporary
+name, the manifest last, and renamed: a folder under its final name is complete. Orbax alone does
+not notice a flipped bit; the manifest does.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+MANIFEST = "MANIFEST.json"
+_TREE = "tree"
+_STEP_DIGITS = 8
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint, or one that does not verify."""
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The file at `path` holds `content`, never half of it."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.rename(path)
+
+
+def save(folder: Path, tree: Mapping[str, Any], *, facts: Mapping[str, Any]) -> None:
+    """A complete checkpoint stands at `folder`, replacing what stood there.
+
+    Args:
+      tree: Nested dicts of arrays.
+      facts: What the manifest shall say beside the files (variant, source, licence, step, ...).
+    """
+    folder = folder.absolute()
+    partial = folder.with_name(folder.name + ".partial")
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    _meet(f"begin {folder.name}")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(partial / _TREE, dict(tree))
+    _meet(f"written {folder.name}")
+    if first:
+        files = {
+            str(p.relative_to(partial)): {"sha256": sha256(p), "bytes": p.stat().st_size}
+            for p in _files(partial)
+        }
+        write_json(partial / MANIFEST, {**facts, "files": files})
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    _meet(f"committed {folder.name}")
+
+
+def _meet(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What the manifest says, unverified.
+
+    Raises:
+      CheckpointError: No manifest at `folder`, or an unreadable one.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder}: no checkpoint here ({MANIFEST} is missing); official weights are made into "
+            "one by `python -m convert sam_vit_b_01ec64.pth checkpoints/vit_b`"
+        )
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a readable manifest ({error})") from error
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The manifest, after every file was found with the size and hash that it names.
+
+    Raises:
+      CheckpointError: Names the first file that is missing, unexpected or changed.
+    """
+    manifest = read_manifest(folder)
+    expected = manifest.get("files", {})
+    present = {str(p.relative_to(folder)): p for p in _files(folder)}
+    odd = sorted(expected.keys() ^ present.keys())
+    if odd:
+        what = "missing" if odd[0] in expected else "unexpected"
+        raise CheckpointError(f"{folder / odd[0]}: {what} in this checkpoint; restore a copy of it")
+    for name, path in present.items():
+        if sha256(path) != expected[name]["sha256"]:
+            raise CheckpointError(
+                f"{path}: its sha256 is not the one in {MANIFEST}; the file was changed or damaged"
+            )
+    return manifest
+
+
+def load(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a verified checkpoint, placed as `like` says.
+
+    Args:
+      like: Nested dicts of `jax.ShapeDtypeStruct`, with a sharding where one is wanted.
+
+    Raises:
+      CheckpointError: It does not verify, or holds other leaves or shapes than `like`.
+    """
+    verify(folder)
+    tree = folder.absolute() / _TREE
+    with ocp.StandardCheckpointer() as checkpointer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Orbax warns of its own plans.
+        held = checkpointer.metadata(tree).item_metadata.tree
+        _compare(folder, held, like)
+        return checkpointer.restore(tree, dict(like))
+
+
+def _compare(folder: Path, held: Mapping[str, Any], like: Mapping[str, Any]) -> None:
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
+
+    have, want = shapes(held), shapes(like)
+    if have != want:
+        lines = [
+            f"{name}: {have.get(name, 'absent')} in the file, {want.get(name, 'absent')} expected"
+            for name in sorted(have.keys() | want.keys())
+            if have.get(name) != want.get(name)
+        ]
+        raise CheckpointError(
+            f"{folder}: other weights than expected, {len(lines)} differ; first: "
+            + "; ".join(lines[:3])
+        )
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Where a run keeps the checkpoint of one step."""
+    return run / "steps" / f"{step:0{_STEP_DIGITS}d}"
+
+
+def steps(run: Path) -> list[int]:
+    """The steps that a run has checkpoints of, in order."""
+    folder = run / "steps"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    return sorted(int(n) for n in names if n.isdigit())
+
+
+def newest_verified(run: Path) -> int | None:
+    """The newest step whose checkpoint verifies; names each newer one it skips, None if none is left."""
+    for step in reversed(steps(run)):
+        try:
+            verify(step_folder(run, step))
+        except CheckpointError as error:
+            logging.getLogger(__name__).warning("skipping step %d: %s", step, error)
+        else:
+            return step
+    return None
+
+
+def prune(run: Path, *, keep: int) -> None:
+    """Only the newest `keep` step checkpoints of a run remain."""
+    if jax.process_index() == 0:
+        for step in steps(run)[:-keep]:
+            shutil.rmtree(step_folder(run, step))

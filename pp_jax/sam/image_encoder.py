@@ -1,0 +1,118 @@
+"""The image encoder: a ViT with windowed and global attention, and a convolutional neck."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from pp_jax.sam.attention import Attention
+from pp_jax.sam.config import SamConfig
+
+
+def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+    """LayerNorm over channels, with the two-pass variance that torch computes.
+
+    Flax's default variance, E[x^2] - E[x]^2, loses three digits on SAM's activations.
+    """
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def to_windows(x: Float[Array, "B h w D"], *, side: int) -> Float[Array, "windows side side D"]:
+    """The grid cut into `side` x `side` windows, after zero padding at the right and bottom.
+
+    The padding is attended without a mask, as in the official code: to mask it breaks parity.
+    """
+    B, h, w, D = x.shape
+    rows, columns = -(-h // side), -(-w // side)
+    x = jnp.pad(x, ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
+    x = x.reshape(B, rows, side, columns, side, D).swapaxes(2, 3)
+    return x.reshape(B * rows * columns, side, side, D)
+
+
+def from_windows(
+    windows: Float[Array, "windows side side D"], *, batch: int, height: int, width: int
+) -> Float[Array, "B h w D"]:
+    """The inverse of `to_windows`, without the padding."""
+    side, D = windows.shape[1], windows.shape[-1]
+    rows, columns = -(-height // side), -(-width // side)
+    x = windows.reshape(batch, rows, columns, side, side, D).swapaxes(2, 3)
+    return x.reshape(batch, rows * side, columns * side, D)[:, :height, :width]
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an exact GELU between them."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
+        """The transformed features."""
+        hidden = nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x)
+        hidden = nn.gelu(hidden, approximate=False)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(hidden)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block; `window_size` 0 means global attention."""
+
+    num_heads: int
+    mlp_ratio: int
+    window_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
+        """The grid after attention and MLP, each with its residual."""
+        B, h, w, D = x.shape
+        attn = Attention(self.num_heads, dtype=self.dtype, name="attn")
+        y = layer_norm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
+        if self.window_size:
+            y = attn(to_windows(y, side=self.window_size))
+            y = from_windows(y, batch=B, height=h, width=w)
+        else:
+            y = attn(y)
+        x = x + y
+        y = layer_norm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
+        return x + Mlp(self.mlp_ratio * D, dtype=self.dtype, name="mlp")(y)
+
+
+class PatchEmbed(nn.Module):
+    """One token for each square patch of pixels."""
+
+    patch_size: int
+    embed_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S S C"]) -> Float[Array, "B h w D"]:
+        """The grid of tokens."""
+        patch = (self.patch_size, self.patch_size)
+        return nn.Conv(
+            self.embed_dim, patch, strides=patch, padding="VALID", dtype=self.dtype, name="proj"
+        )(x)
+
+
+class ImageEncoder(nn.Module):
+    """Normalised pixels to the image embedding."""
+
+    config: SamConfig
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # Recompute each block in the backward pass: less memory, a third slower.
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "B S S C"]) -> Float[Array, "B h w D"]:
+        """The embedding, width `config.out_dim`."""
+        c = self.config
+        x = PatchEmbed(c.patch_size, c.embed_dim, dtype=self.dtype, name="patch_embed")(image)
+        shape = (1, c.grid, c.grid, c.embed_dim)
+        x = x + self.param("pos_embed", nn.initializers.zeros, shape).astype(self.dtype)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(c.depth):
+            window = 0 if i in c.global_blocks else c.window_size
+            x = block(c.num_heads, c.mlp_ratio, window, dtype=self.dtype, name=f"blocks_{i:02d}")(x)
+        x = nn.Conv(c.out_dim, (1, 1), use_bias=False, dtype=self.dtype, name="neck_0")(x)
+        x = layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_1")(x)
+        x = nn.Conv(
+            c.out_dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="neck_2"
+        )(x)
+        return layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_3")(x)
