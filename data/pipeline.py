@@ -1,0 +1,220 @@
+"""Batches for the device, in an order that is a pure function of (seed, step)."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+from jaxtyping import Float32, UInt8
+
+from data.records import Record, Sample, load, tight_boxes
+from pp_jax.preprocess import geometry
+from pp_jax.types import Batch
+
+Objects = Literal["each", "union"]
+PADDING = -1  # A row that is no record.
+CACHE_BYTES = 2 << 30
+THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait for it.
+AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
+
+
+def train_batches(
+    records: Sequence[Record],
+    *,
+    side: int,
+    batch: int,
+    seed: int,
+    max_objects: int,
+    objects: Objects,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    cache_bytes: int = CACHE_BYTES,
+) -> Iterator[Batch]:
+    """This process's part of the global batches from `start_step` on, without end.
+
+    Each epoch has its own order and drops its ragged end. Row `j` of process `p` is row
+    `j * process_count + p` of the global batch.
+
+    Args:
+      records: `Batch.index` counts in this list.
+      side: Of the model frame; a multiple of 4.
+      batch: Number of images in the global batch.
+      seed: Of the order.
+      max_objects: Slots per image, for "each": an image with more keeps its largest objects.
+      objects: "each" gives every object its slot and leaves out records without boxes, as there is
+        nothing to prompt for. "union" has one slot, valid and empty where nothing is marked.
+      start_step: Number of batches that were taken before.
+      process_index: Of this process, below `process_count`.
+      process_count: Divides `batch`.
+      workers: Processes that read ahead; 0 reads in threads of this one.
+      cache_bytes: Of prepared images kept in memory, all workers together.
+
+    Raises:
+      ValueError: No record to train on, or fewer than `batch`, or `batch` cannot be shared.
+    """
+    rows = [i for i, record in enumerate(records) if objects == "union" or record.boxes]
+    if not rows:
+        raise ValueError(
+            f"none of the {len(records)} images has an object to train on; give images with boxes, "
+            "or train without prompts"
+        )
+    if not 1 <= batch <= len(rows):
+        raise ValueError(
+            f"a batch of {batch} cannot be filled from {len(rows)} images without showing one "
+            f"twice; choose a batch of 1 to {len(rows)}"
+        )
+    source = _Source(
+        records,
+        rows,
+        side=side,
+        max_objects=max_objects,
+        objects=objects,
+        cache_bytes=cache_bytes // max(workers, 1),
+    )
+    # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    shuffled = grain.MapDataset.source(source).shuffle(spread)
+    whole = shuffled[: len(rows) // batch * batch].repeat()
+    return _iterate(whole, batch, start_step, process_index, process_count, workers)
+
+
+def eval_batches(
+    records: Sequence[Record],
+    *,
+    side: int,
+    batch: int,
+    max_objects: int,
+    objects: Objects,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """This process's part of the global batches of all records, once and in order.
+
+    The last batch is filled up with rows of `valid` False, `index` -1, a black image and a `size`
+    of the whole canvas. Arguments and shares are those of `train_batches`; nothing is kept.
+
+    Raises:
+      ValueError: No record, or `batch` cannot be shared.
+    """
+    if not records or batch < 1:
+        raise ValueError(f"{len(records)} images in batches of {batch}: need at least 1 of both")
+    rows = [*range(len(records)), *[PADDING] * (-len(records) % batch)]
+    source = _Source(
+        records, rows, side=side, max_objects=max_objects, objects=objects, cache_bytes=0
+    )
+    return _iterate(
+        grain.MapDataset.source(source), batch, 0, process_index, process_count, workers
+    )
+
+
+def _iterate(
+    dataset: grain.MapDataset,
+    batch: int,
+    start_step: int,
+    process_index: int,
+    process_count: int,
+    workers: int,
+) -> Iterator[Batch]:
+    if batch % process_count:
+        raise ValueError(f"a batch of {batch} cannot be shared by {process_count} processes")
+    share = dataset[process_index::process_count].batch(batch // process_count)
+    options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=AHEAD)
+    stream = share[start_step:].to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain hands absl's flags to its workers.
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(stream)
+
+
+class _Prepared(NamedTuple):
+    """What is kept of an image: nothing that padding or repetition can restore."""
+
+    image: UInt8[np.ndarray, "h w C"]  # C is 1 where the three channels agree.
+    targets: Float32[np.ndarray, "n h w"]
+    boxes: Float32[np.ndarray, "n 4"]
+
+
+def _prepare(sample: Sample, *, side: int, max_objects: int, name: str) -> _Prepared:
+    masks, boxes = sample.objects, sample.boxes
+    if len(masks) > max_objects:
+        warnings.warn(
+            f"{name}: {len(masks)} objects, the largest {max_objects} are used", stacklevel=2
+        )
+        largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:max_objects]
+        masks, boxes = masks[np.sort(largest)], boxes[np.sort(largest)]
+    image = geometry.resize_image(sample.image, longest=side)
+    grey = (image == image[:, :, :1]).all()
+    targets = [geometry.low_res_target(mask, side=side) for mask in masks]
+    return _Prepared(
+        image[:, :, :1].copy() if grey else image,
+        np.array(targets, np.float32).reshape(-1, side // 4, side // 4),
+        geometry.boxes_to_model(
+            boxes, original=sample.findings.shape, resized=(image.shape[0], image.shape[1])
+        ),
+    )
+
+
+class _Source:
+    """grain's random access: one prepared image per row, as a `Batch` without its `B`.
+
+    Decoding and resizing 1024-pixel DICOM anew in every epoch would starve the device, so prepared
+    images stay in memory until `cache_bytes` are full. Nothing is evicted: with a random order,
+    eviction would only change which images are missing.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        rows: Sequence[int],
+        *,
+        side: int,
+        max_objects: int,
+        objects: Objects,
+        cache_bytes: int,
+    ):
+        self._records, self._rows, self._side = records, rows, side
+        self._slots = 1 if objects == "union" else max_objects
+        self._union = objects == "union"
+        self._free = cache_bytes
+        self._kept: dict[int, _Prepared] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, position: int) -> Batch:
+        row = self._rows[position]
+        quarter = self._side // 4
+        image = np.zeros((self._side, self._side, 3), np.uint8)
+        targets = np.zeros((self._slots, quarter, quarter), np.float32)
+        boxes = np.zeros((self._slots, 4), np.float32)
+        size, count = (self._side, self._side), 0
+        if row != PADDING:
+            prepared = self._prepared(row)
+            size, count = prepared.image.shape[:2], len(prepared.targets)
+            image[: size[0], : size[1]] = prepared.image
+            targets[:count], boxes[:count] = prepared.targets, prepared.boxes
+        valid = np.arange(self._slots) < count
+        return Batch(image, np.array(size, np.int32), targets, boxes, valid, np.int32(row))
+
+    def _prepared(self, row: int) -> _Prepared:
+        if row in self._kept:
+            return self._kept[row]
+        record = self._records[row]
+        sample = load(record)
+        if self._union:
+            union = sample.findings[None]
+            sample = sample._replace(objects=union, boxes=tight_boxes(union))
+        prepared = _prepare(sample, side=self._side, max_objects=self._slots, name=record.id)
+        size = sum(array.nbytes for array in prepared)
+        if size <= self._free:
+            # Threads may race here and exceed the budget by an image each: not worth a lock, which
+            # could not be sent to a worker process.
+            self._free -= size
+            self._kept[row] = prepared
+        return prepared
