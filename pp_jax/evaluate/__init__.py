@@ -1,0 +1,1 @@
+"""How good a predicted mask is, beside what a guess that sees no pixel reaches."""
