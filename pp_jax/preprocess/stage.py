@@ -1,0 +1,83 @@
+"""The input stage: a batch of uint8 canvases to what SAM's image encoder takes, in one function."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
+
+from pp_jax.preprocess.filters import FILTERS, Filter, identity, respond
+from pp_jax.preprocess.fusion import FUSIONS
+
+# SAM's mean and standard deviation of R, G, B in grey levels.
+MEAN = np.array([123.675, 116.28, 103.53], np.float32)
+STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+# XLA does not round every division correctly, so the 256 values of an unfiltered image are divided
+# here, on the host, and equal torch's bit for bit.
+_NORMALISED = (np.arange(256, dtype=np.float32)[:, None] - MEAN) / STD
+
+Stage = Callable[[UInt8[Array, "B S S 3"], Int[Array, "B 2"]], Float32[Array, "B S S 3"]]
+
+
+def make_stage(*, filter: str, fusion: str, blend: float, side: int) -> Stage:
+    """A pure function from `(images, sizes)` to the model's input; to be called inside `jit`.
+
+    Each image becomes grey, is filtered and mapped to [0, 255] by the filter's fixed range, is
+    fused with the image, normalised by SAM's mean and standard deviation, and set to zero beyond
+    its valid (height, width). The filter `none` passes the image itself, in colour, whatever the
+    fusion: then the normalised values equal torch's `(x - mean) / std` bit for bit.
+
+    Args:
+      filter: A name in `FILTERS`.
+      fusion: A name in `FUSIONS`.
+      blend: Weight of the response in [0, 1], for fusions that have one.
+      side: Side of the square canvas in pixels.
+
+    Raises:
+      ValueError: An unknown name, or a weight outside [0, 1].
+    """
+    if filter not in FILTERS:
+        raise ValueError(f"unknown {filter=}: choose one of {', '.join(FILTERS)}")
+    if fusion not in FUSIONS:
+        raise ValueError(f"unknown {fusion=}: choose one of {', '.join(FUSIONS)}")
+    if not 0 <= blend <= 1:
+        raise ValueError(f"{blend=} is no weight: choose one in [0, 1]")
+    row, fuse = FILTERS[filter], FUSIONS[fusion]
+
+    def prepare(image: UInt8[Array, "S S 3"], size: Int[Array, "2"]) -> Float32[Array, "S S 3"]:
+        if row.function is identity:
+            pixels = jnp.asarray(_NORMALISED)[image, jnp.arange(3)]
+        else:
+            response = to_grey_levels(respond(grey(image), size, row=row), row=row)
+            pixels = (fuse(image.astype(jnp.float32), response, blend) - MEAN) / STD
+        return jnp.where(_inside(size, side=side)[..., None], pixels, 0)
+
+    def stage(
+        images: UInt8[Array, "B S S 3"], sizes: Int[Array, "B 2"]
+    ) -> Float32[Array, "B S S 3"]:
+        if images.shape[1:] != (side, side, 3):
+            raise ValueError(f"{images.shape=}: this stage takes (B, {side}, {side}, 3)")
+        return jax.vmap(prepare)(images, sizes)
+
+    return stage
+
+
+def grey(image: UInt8[Array, "H W 3"]) -> Float32[Array, "H W"]:
+    """Luma of an RGB image in integer grey levels; equal channels keep their value.
+
+    Equals `cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)`: .299, .587, .114 in 15-bit fixed point.
+    """
+    red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
+    return ((9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15).astype(jnp.float32)
+
+
+def to_grey_levels(response: Float[Array, "H W"], *, row: Filter) -> Float[Array, "H W"]:
+    """The response with the filter's fixed range mapped to [0, 255], and clipped there."""
+    return jnp.clip((response - row.low) * (255 / (row.high - row.low)), 0, 255)
+
+
+def _inside(size: Int[Array, "2"], *, side: int) -> Bool[Array, "S S"]:
+    index = jnp.arange(side)
+    return (index < size[0])[:, None] & (index < size[1])

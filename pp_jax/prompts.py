@@ -1,0 +1,241 @@
+"""Prompts: built from what a user marks, or drawn from a target as a user would mark it.
+
+All coordinates are pixel indices of the model frame: 0 is the centre of the first pixel, and the
+prompt encoder adds SAM's half pixel. Randomness comes from keys that `example_keys` derives, so that
+a draw depends on the seed, its purpose, the step and the position in the global batch alone.
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
+
+from pp_jax.types import BOTTOM_RIGHT, FOREGROUND, NEUTRAL, NOT_A_POINT, TOP_LEFT, Prompts, check
+
+# The SAM paper's box noise: 10 % of the box's side, never more than 20 pixels at 1024.
+_BOX_SIGMA = 0.1
+_BOX_LIMIT = 20 / 1024
+
+
+class Purpose(enum.IntEnum):
+    """What a random draw is for. Numbers are part of every run: append, never renumber."""
+
+    INIT = 0
+    TRAIN_PROMPT = 1
+    EVAL_PROMPT = 2
+
+
+class Marks(NamedTuple):
+    """What is marked on one image's `N` objects; a kind of mark that nobody made is None."""
+
+    points: Float[Array, "N P 2"] | None = None
+    labels: Int[Array, "N P"] | None = None
+    boxes: Float[Array, "N 4"] | None = None
+    has_box: Bool[Array, " N"] | None = None
+
+
+def example_keys(
+    key: Key[Array, ""],
+    *,
+    purpose: Purpose,
+    step: int | Int[Array, ""],
+    positions: Int[Array, " B"],
+) -> Key[Array, " B"]:
+    """One key per example: `fold_in(fold_in(fold_in(key, purpose), step), position)`.
+
+    Args:
+      key: Made from the run's seed, never carried in a state.
+      purpose: What is drawn.
+      step: Optimizer step, or 0 where there is none.
+      positions: Each example's position in the global batch.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(key, purpose), step)
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
+def make_prompts(
+    *,
+    points: Float[Array, "B N P 2"] | None = None,
+    labels: Int[Array, "B N P"] | None = None,
+    boxes: Float[Array, "B N 4"] | None = None,
+    has_box: Bool[Array, "B N"] | None = None,
+    masks: Float[Array, "B N h w"] | None = None,
+    has_mask: Bool[Array, "B N"] | None = None,
+    valid: Bool[Array, "B N"] | None = None,
+    batch: int | None = None,
+    count: int | None = None,
+    mask_side: int | None = None,
+) -> Prompts:
+    """SAM's tokens for any mix of marks: points, then the two corners of the box.
+
+    Where a prompt has points and no box, SAM's pad point (-1) takes the first corner's place; its
+    embedding is zeroed, so its coordinates do not matter. All other unused slots are neutral (-2),
+    and so are all slots of an invalid prompt and of one with neither points nor box.
+
+    Args:
+      points: Model frame; a ragged tail is labelled neutral.
+      labels: 1 foreground, 0 background, -1 not a point, -2 neutral.
+      boxes: Model frame.
+      has_box: Default: all, if there are boxes.
+      masks: Raw logits of earlier masks.
+      has_mask: Default: all, if there are masks.
+      valid: Default: all.
+      batch: Number of images, needed only where no array tells.
+      count: Number of prompts per image, needed only where no array tells.
+      mask_side: `h` and `w` of the mask prompts, needed only without `masks`.
+
+    Raises:
+      ValueError: Half of a pair is missing (labels of points, boxes of has_box, masks of has_mask),
+        or nothing tells `(B, N)` or the mask's side.
+    """
+    if (points is None) != (labels is None):
+        raise ValueError("points and labels go together: give both or neither")
+    if (boxes is None and has_box is not None) or (masks is None and has_mask is not None):
+        raise ValueError("has_box needs boxes and has_mask needs masks: give them or leave it out")
+    known = [array.shape[:2] for array in (points, boxes, masks, valid) if array is not None]
+    if not known and (batch is None or count is None):
+        raise ValueError("no array tells the number of images and prompts: give batch and count")
+    shape = known[0] if known else (batch, count)
+    if masks is None:
+        if mask_side is None:
+            raise ValueError("without masks nothing tells their side: give mask_side")
+        masks, has_mask = jnp.zeros((*shape, mask_side, mask_side)), jnp.zeros(shape, bool)
+    if points is None:
+        points, labels = jnp.zeros((*shape, 0, 2)), jnp.zeros((*shape, 0), jnp.int32)
+    last_points, last_labels = _corners(labels, boxes, has_box)
+    labels = jnp.concatenate([labels, last_labels], axis=2)
+    valid = jnp.ones(shape, bool) if valid is None else valid
+    return check(
+        Prompts(
+            points=jnp.concatenate([points, last_points], axis=2),
+            labels=jnp.where(valid[..., None], labels, NEUTRAL),
+            masks=masks,
+            has_mask=jnp.ones(shape, bool) if has_mask is None else has_mask,
+            valid=valid,
+        )
+    )
+
+
+def _corners(
+    labels: Int[Array, "B N P"],
+    boxes: Float[Array, "B N 4"] | None,
+    has_box: Bool[Array, "B N"] | None,
+) -> tuple[Float[Array, "B N Q 2"], Int[Array, "B N Q"]]:
+    """The slots after the points: two corners, or the pad point, or neutral."""
+    has_point = jnp.any(labels != NEUTRAL, axis=-1)
+    pad = jnp.where(has_point, NOT_A_POINT, NEUTRAL)
+    if boxes is None:
+        return jnp.zeros((*pad.shape, 1, 2)), pad[..., None]
+    has_box = jnp.ones_like(has_point) if has_box is None else has_box
+    first = jnp.where(has_box, TOP_LEFT, pad)
+    second = jnp.where(has_box, BOTTOM_RIGHT, NEUTRAL)
+    return boxes.reshape(*pad.shape, 2, 2), jnp.stack([first, second], axis=-1)
+
+
+def box_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """The target's box with the SAM paper's noise on each coordinate.
+
+    Gaussian, its deviation 10 % of the box's side along that axis, cut off at 20 pixels where `side`
+    is 1024. Corners stay ordered and inside the valid `size`.
+    """
+    del targets
+    extent = jnp.tile(boxes[:, 2:] - boxes[:, :2], 2)
+    limit = _BOX_LIMIT * side
+    noise = jnp.clip(_BOX_SIGMA * extent * jax.random.normal(key, boxes.shape), -limit, limit)
+    corners = jnp.clip((boxes + noise).reshape(-1, 2, 2), 0, _last_pixel(size))
+    return Marks(boxes=jnp.sort(corners, axis=1).reshape(-1, 4), has_box=valid)
+
+
+def point_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """One click on each target: the centre of a low-resolution cell drawn evenly.
+
+    A cell counts if the target fills more than half of it; if it fills none so far, the fullest
+    counts. An empty target gets no click. The centre is held inside the valid `size`.
+    """
+    del boxes
+    fullest = jnp.max(targets, axis=(1, 2), keepdims=True)
+    foreground = (targets > 0.5) | ((fullest <= 0.5) & (targets == fullest))
+    uniform = jax.random.uniform(key, targets.shape[:1])
+    cells = jax.vmap(draw_cell)(foreground, uniform)
+    stride = side / targets.shape[-1]
+    points = jnp.minimum((cells + 0.5) * stride - 0.5, _last_pixel(size))
+    clicked = valid & (fullest[:, 0, 0] > 0)
+    return Marks(points=points[:, None], labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None])
+
+
+def no_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """No marks: the model is asked for the one object that it finds."""
+    del key, targets, boxes, valid, size, side
+    return Marks()
+
+
+def draw_cell(cells: Bool[Array, "h w"], uniform: Float[Array, ""]) -> Int[Array, "2"]:
+    """`(x, y)` of the true cell number `floor(uniform * count)` in raster order.
+
+    `uniform` is in [0, 1). Without a true cell it is (0, 0).
+    """
+    rank = jnp.cumsum(cells.ravel())
+    chosen = jnp.floor(uniform * rank[-1]).astype(jnp.int32)
+    index = jnp.argmax(rank > chosen)
+    return jnp.stack([index % cells.shape[1], index // cells.shape[1]])
+
+
+def sample_prompts(
+    name: str,
+    keys: Key[Array, " B"],
+    *,
+    targets: Float[Array, "B N h w"],
+    boxes: Float[Array, "B N 4"],
+    valid: Bool[Array, "B N"],
+    size: Int[Array, "B 2"],
+    side: int,
+) -> Prompts:
+    """Prompts drawn from a batch's targets by a row of `SAMPLERS`, one key per image.
+
+    Raises:
+      ValueError: An unknown name.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown prompt {name!r}: choose one of {', '.join(SAMPLERS)}")
+    marks = jax.vmap(partial(SAMPLERS[name], side=side))(keys, targets, boxes, valid, size)
+    return make_prompts(**marks._asdict(), valid=valid, mask_side=targets.shape[-1])
+
+
+def _last_pixel(size: Int[Array, "2"]) -> Float32[Array, "2"]:
+    return (size[::-1] - 1).astype(jnp.float32)
+
+
+Sampler = Callable[..., Marks]
+
+SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
+    {"box": box_prompt, "point": point_prompt, "none": no_prompt}
+)
