@@ -203,6 +203,6 @@ CONTROLS: Mapping[str, Control] = MappingProxyType(
     {
         "filled_box": Control(filled_box, False, "filled box"),
         "inscribed_ellipse": Control(inscribed_ellipse, False, "inscribed ellipse"),
-        "mean_shape": Control(mean_shape, True, "mean shape by side"),
+        "mean_shape": Control(mean_shape, True, "mean shape"),
     }
 )

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+
+_PARTS = ("worst", "median", "best")
 
 
 class Interval(NamedTuple):
@@ -88,6 +90,23 @@ def paired_difference(
     hard: this is the interval to judge a difference by.
     """
     return bootstrap_mean(a - b, groups, samples=samples, seed=seed, level=level)
+
+
+def worst_median_best(
+    scores: Float[np.ndarray, " n"], *, each: int = 4
+) -> dict[str, Int[np.ndarray, " _"]]:
+    """Indices of the images to show, from the lowest score to the highest within each part.
+
+    Few images are all shown: up to `each` as one part "all", up to `3 * each` in three thirds.
+    """
+    order = np.argsort(scores, kind="stable")
+    if len(order) <= each:
+        return {"all": order}
+    if len(order) <= 3 * each:
+        return dict(zip(_PARTS, np.array_split(order, 3), strict=True))
+    middle = (len(order) - each) // 2
+    chosen = (order[:each], order[middle : middle + each], order[-each:])
+    return dict(zip(_PARTS, chosen, strict=True))
 
 
 def summarise(
