@@ -84,9 +84,7 @@ def detect_variant(shapes: Mapping[str, tuple[int, ...]], *, source: str) -> str
     )
 
 
-def to_variables(
-    state: Mapping[str, np.ndarray], *, variant: str, source: str
-) -> dict[str, Any]:
+def to_variables(state: Mapping[str, np.ndarray], *, variant: str, source: str) -> dict[str, Any]:
     """Our variables `{"params", "constants"}`, float32, from tensors under official names.
 
     Raises:

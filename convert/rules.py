@@ -45,7 +45,10 @@ RULES: Sequence[tuple[str, tuple[str | None, Layout]]] = (
     (r".*/kernel", ("weight", DENSE)),
     (r".*/scale", ("weight", SAME)),
     (r".*/bias", ("bias", SAME)),
-    (r".*/(point_embeddings_\d|not_a_point_embed|no_mask_embed|iou_token|mask_tokens)", ("+", SAME)),
+    (
+        r".*/(point_embeddings_\d|not_a_point_embed|no_mask_embed|iou_token|mask_tokens)",
+        ("+", SAME),
+    ),
     (r".*/(pos_embed|rel_pos_[hw]|positional_encoding_gaussian_matrix)", (None, SAME)),
 )
 

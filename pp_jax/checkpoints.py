@@ -137,7 +137,10 @@ def load(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
 def _compare(folder: Path, held: Mapping[str, Any], like: Mapping[str, Any]) -> None:
     def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape) for path, x in leaves}
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
+            for path, x in leaves
+        }
 
     have, want = shapes(held), shapes(like)
     if have != want:
@@ -165,7 +168,7 @@ def steps(run: Path) -> list[int]:
 
 
 def newest_verified(run: Path) -> int | None:
-    """The newest step whose checkpoint verifies; names each newer one it skips, None if none is left."""
+    """The newest step whose checkpoint verifies; names in the log each newer one it skips."""
     for step in reversed(steps(run)):
         try:
             verify(step_folder(run, step))

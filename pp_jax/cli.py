@@ -39,7 +39,11 @@ def parse(
         ]
         # A subclass with narrower types: the parser sees the choices, the code a plain `str`.
         typed = dataclasses.make_dataclass(
-            config.__name__, fields, bases=(config,), frozen=True, namespace={"__doc__": config.__doc__}
+            config.__name__,
+            fields,
+            bases=(config,),
+            frozen=True,
+            namespace={"__doc__": config.__doc__},
         )
     parsed = tyro.cli(typed, prog=prog, args=args)
     return config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config)})

@@ -1,9 +1,9 @@
 """Records that cross module borders.
 
 Axis letters, everywhere the same: `B` batch, `H W` image pixels, `S` side of the padded model
-canvas, `h w` embedding grid or low-resolution mask, `C` image channels, `D` model width, `N` prompts
-(one object each), `P` points per prompt, `M` masks per prompt, `L` tokens, `T` attended tokens,
-`K` heads, `d` width per head.
+canvas, `h w` embedding grid or low-resolution mask, `C` image channels, `D` model width,
+`N` prompts (one object each), `P` points per prompt, `M` masks per prompt, `L` tokens,
+`T` attended tokens, `K` heads, `d` width per head.
 
 Points are `(x, y)` and boxes `(x0, y0, x1, y1)`, in pixels of the frame that is named beside them.
 The *model frame* is the image after its longest side was scaled to `S`, at the top left of an `S S`
@@ -13,8 +13,8 @@ canvas; the *original frame* is the image as the file holds it.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8, jaxtyped
 from beartype import beartype
+from jaxtyping import Array, Bool, Float, Int, UInt8, jaxtyped
 
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
 NOT_A_POINT = -1  # SAM's own padding point: attended, with an embedding of its own.

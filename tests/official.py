@@ -4,6 +4,7 @@ Not a test: what parity tests compare with.
 """
 
 import functools
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -19,7 +20,7 @@ except RuntimeError:
     _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 
-import segment_anything  # noqa: F401
+import segment_anything
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -69,20 +70,26 @@ def build(config: SamConfig) -> Sam:
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
-    return Sam(encoder, prompt_encoder, decoder).eval()
+    return Sam(encoder, prompt_encoder, decoder).eval().requires_grad_(False)
 
 
 def draw(name: str, tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """A random value for one tensor: N(0, .02), norms 1 + N(0, .02), codes N(0, 1).
+    """A random value for one tensor, at a scale where it matters and no softmax saturates.
 
-    At this scale the softmax stays unsaturated and every tensor matters. SAM's own initial values
-    would not do: positions and relative positions start at zero and hide a swap of height and width.
+    Kernels and relative positions have variance 1 / fan-in, biases and norms vary by .2, codes and
+    tokens are N(0, 1). SAM's own initial values would not do: positions and relative positions
+    start at zero and hide a swap of height and width.
     """
     noise = torch.randn(tensor.shape, generator=generator)
-    if "gaussian_matrix" in name or "embed" in name.split(".")[-2:][0] or "token" in name:
+    if "rel_pos" in name:
+        return noise * tensor.shape[1] ** -0.5
+    if re.search(r"pos_embed|_embed\.weight|point_embeddings|gaussian|_tokens?\.weight", name):
         return noise
-    is_norm = tensor.ndim == 1 and name.endswith("weight")
-    return 1 + 0.02 * noise if is_norm else 0.02 * noise
+    if tensor.ndim == 1:
+        return 0.2 * noise + (1.0 if name.endswith("weight") else 0.0)
+    upscaling = "output_upscaling" in name  # (in, out, 2, 2), all others (out, in, ...)
+    fan_in = tensor.shape[0] if upscaling else tensor[0].numel()
+    return noise * fan_in**-0.5
 
 
 def randomise(module: torch.nn.Module, *, seed: int) -> torch.nn.Module:
@@ -105,7 +112,10 @@ def listen(
 
         return hook
 
-    handles = [module.get_submodule(theirs).register_forward_hook(keep(ours)) for ours, theirs in names.items()]
+    handles = [
+        module.get_submodule(theirs).register_forward_hook(keep(ours))
+        for ours, theirs in names.items()
+    ]
     try:
         with torch.no_grad():
             run()

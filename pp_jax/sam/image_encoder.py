@@ -112,7 +112,7 @@ class ImageEncoder(nn.Module):
             x = block(c.num_heads, c.mlp_ratio, window, dtype=self.dtype, name=f"blocks_{i:02d}")(x)
         x = nn.Conv(c.out_dim, (1, 1), use_bias=False, dtype=self.dtype, name="neck_0")(x)
         x = layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_1")(x)
-        x = nn.Conv(
-            c.out_dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="neck_2"
-        )(x)
+        x = nn.Conv(c.out_dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="neck_2")(
+            x
+        )
         return layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_3")(x)

@@ -69,9 +69,7 @@ class MaskDecoder(nn.Module):
         own = jnp.concatenate([iou_token, mask_tokens])  # 1 + M tokens
         own = jnp.broadcast_to(own, (B * N, M + 1, D))
         tokens = jnp.concatenate([own, sparse.reshape(B * N, P, D)], axis=1).astype(self.dtype)
-        attended = jnp.pad(
-            attended.reshape(B * N, P), ((0, 0), (M + 1, 0)), constant_values=True
-        )
+        attended = jnp.pad(attended.reshape(B * N, P), ((0, 0), (M + 1, 0)), constant_values=True)
         image = (embedding[:, None] + dense).astype(self.dtype).reshape(B * N, h * w, D)
         transformer = TwoWayTransformer(c, dtype=self.dtype, name="transformer")
         place = position.reshape(h * w, D).astype(self.dtype)

@@ -74,7 +74,7 @@ class Sam(nn.Module):
 
 
 def init(model: Sam, key: Array) -> dict:
-    """Fresh variables `{"params": ..., "constants": ...}`; under `eval_shape`, only their shapes."""
+    """Fresh variables `{"params": ..., "constants": ...}`, randomly initialised."""
     c = model.config
     image = jnp.zeros((1, c.image_size, c.image_size, 3))
     side = c.mask_side
