@@ -224,13 +224,13 @@ def test_the_cases_of_a_sheet_are_the_lowest_middle_and_highest():
 def test_a_learning_curve_draws_each_split_that_was_logged(tmp_path, steps):
     train = [{"step": i, "split": "train", "loss": 2 / i} for i in range(1, steps + 1)]
     report.learning_curve(tmp_path / "curve.png", train)
-    assert pixels(tmp_path / "curve.png", report.TRAIN)[60:].any()  # Below the legend.
+    assert pixels(tmp_path / "curve.png", report.TRAIN)[32:].any()  # Below the legend.
     assert not pixels(tmp_path / "curve.png", report.PREDICTION).any()
     checked = [{"step": steps, "split": "validation", "loss": 1.0, "dice_metric": 0.5}]
     report.learning_curve(tmp_path / "curve.png", train + checked)
     found = pixels(tmp_path / "curve.png", report.PREDICTION)
-    assert found[60:, :600].any()
-    assert found[60:, 600:].any()
+    assert found[32:, :600].any()
+    assert found[32:, 600:].any()
     with Image.open(tmp_path / "curve.png") as file:
         assert file.size[0] == 1200
 
