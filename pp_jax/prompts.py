@@ -1,8 +1,9 @@
 """Prompts: built from what a user marks, or drawn from a target as a user would mark it.
 
-All coordinates are pixel indices of the model frame: 0 is the centre of the first pixel, and the
-prompt encoder adds SAM's half pixel. Randomness comes from keys that `example_keys` derives, so that
-a draw depends on the seed, its purpose, the step and the position in the global batch alone.
+All coordinates are in the model frame. Points are pixel indices, 0 at the first pixel's centre;
+boxes lie at the edges of pixels. The prompt encoder adds SAM's half pixel to both. Randomness comes
+from keys that `example_keys` derives, so that a draw depends on the seed, its purpose, the step and
+the position in the global batch alone.
 """
 
 import enum
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from pp_jax.types import BOTTOM_RIGHT, FOREGROUND, NEUTRAL, NOT_A_POINT, TOP_LEFT, Prompts, check
 
@@ -148,14 +149,14 @@ def box_prompt(
 ) -> Marks:
     """The target's box with the SAM paper's noise on each coordinate.
 
-    Gaussian, its deviation 10 % of the box's side along that axis, cut off at 20 pixels where `side`
+    Gaussian, its deviation 10 % of the side along that axis, cut off at 20 pixels where `side`
     is 1024. Corners stay ordered and inside the valid `size`.
     """
     del targets
     extent = jnp.tile(boxes[:, 2:] - boxes[:, :2], 2)
     limit = _BOX_LIMIT * side
     noise = jnp.clip(_BOX_SIGMA * extent * jax.random.normal(key, boxes.shape), -limit, limit)
-    corners = jnp.clip((boxes + noise).reshape(-1, 2, 2), 0, _last_pixel(size))
+    corners = jnp.clip((boxes + noise).reshape(-1, 2, 2), 0, size[::-1])
     return Marks(boxes=jnp.sort(corners, axis=1).reshape(-1, 4), has_box=valid)
 
 
@@ -179,7 +180,7 @@ def point_prompt(
     uniform = jax.random.uniform(key, targets.shape[:1])
     cells = jax.vmap(draw_cell)(foreground, uniform)
     stride = side / targets.shape[-1]
-    points = jnp.minimum((cells + 0.5) * stride - 0.5, _last_pixel(size))
+    points = jnp.minimum((cells + 0.5) * stride - 0.5, size[::-1] - 1)
     clicked = valid & (fullest[:, 0, 0] > 0)
     return Marks(points=points[:, None], labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None])
 
@@ -228,10 +229,6 @@ def sample_prompts(
         raise ValueError(f"unknown prompt {name!r}: choose one of {', '.join(SAMPLERS)}")
     marks = jax.vmap(partial(SAMPLERS[name], side=side))(keys, targets, boxes, valid, size)
     return make_prompts(**marks._asdict(), valid=valid, mask_side=targets.shape[-1])
-
-
-def _last_pixel(size: Int[Array, "2"]) -> Float32[Array, "2"]:
-    return (size[::-1] - 1).astype(jnp.float32)
 
 
 Sampler = Callable[..., Marks]

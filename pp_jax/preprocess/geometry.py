@@ -2,8 +2,9 @@
 
 The *original frame* is the image as the file holds it. The *model frame* is that image with its
 longest side scaled to `S`, at the top left of an `S S` canvas; its valid part is `size`, or
-`resized`: (height, width). Points are `(x, y)` and boxes `(x0, y0, x1, y1)` in pixel indices: 0 is
-the centre of the first pixel. The prompt encoder adds SAM's half pixel later.
+`resized`: (height, width). Points are `(x, y)` in pixel indices: 0 is the first pixel's centre.
+Boxes are `(x0, y0, x1, y1)` at the edges of pixels: a box around the whole image is (0, 0, width,
+height). SAM scales both alike; the prompt encoder adds its half pixel later.
 
 The host's half works on NumPy arrays, the device's half is pure JAX.
 """
