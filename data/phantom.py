@@ -9,7 +9,6 @@ These pictures teach a network nothing about disease. They exercise the machiner
 are irregular, soft-edged and crossed by ribs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,7 +83,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
         ribs=(
             rng.uniform(-0.80, -0.72),
             rng.uniform(0.150, 0.172),
-            rng.uniform(0.026, 0.034),
+            rng.uniform(0.032, 0.040),
             rng.uniform(0.10, 0.24),
         ),
         seed=int(rng.integers(2**31)),
@@ -99,7 +98,7 @@ def draw_phantom(rng: np.random.Generator, anatomy: Anatomy, *, side: int) -> Ph
     devices = rng.random() < (0.5 if view.position == "AP" else 0.12)
     scars = rng.random() < 0.4
     layers = _body(anatomy, frame) + _bones(anatomy, view, frame)
-    layers += 0.13 * _vessels(anatomy, frame) * frame.air
+    layers += 0.24 * _vessels(anatomy, frame) * frame.air
     layers += _variation(rng, frame)
     if scars:
         layers += _scars(rng, frame)
@@ -118,9 +117,9 @@ def _draw_view(rng: np.random.Generator) -> View:
     return View(
         position="AP" if supine else "PA",
         shift=(rng.normal(0, 0.03), rng.normal(0.0, 0.03)),
-        zoom=rng.uniform(0.95, 1.12),
+        zoom=rng.uniform(0.84, 1.0),
         breath=rng.uniform(0.04, 0.16) if supine else rng.uniform(0, 0.06),
-        exposure=(rng.uniform(0.06, 0.13), rng.uniform(0.90, 1.10), rng.uniform(0.80, 1.20)),
+        exposure=(rng.uniform(0.0, 0.10), rng.uniform(1.0, 1.2), rng.uniform(0.75, 1.15)),
         noise=rng.uniform(0.006, 0.016),
     )
 
@@ -139,7 +138,7 @@ def _frame(anatomy: Anatomy, view: View, *, grid: int) -> _Frame:
         1.9 * (outward - 0.42) ** 2 + 4 * (outward - 0.42) ** 4,
         0.55 * (outward - 0.42) ** 2,
     )
-    medial = 0.135 + 0.05 * np.exp(-(((y + 0.02) / 0.2) ** 2)) + 0.05 * np.exp(-((y + 0.8) / 0.15))
+    medial = 0.115 + 0.07 * np.exp(-(((y + 0.02) / 0.2) ** 2))
     depth = _soft_min(outward - medial, 0.9 * (lateral - outward), dome - y)
     size = anatomy.heart * (1.12 if view.position == "AP" else 1.0)
     heart = _heart(x, y - 0.7 * (anatomy.domes[1] - view.breath - 0.5), size, anatomy.knob)
@@ -151,33 +150,40 @@ def _frame(anatomy: Anatomy, view: View, *, grid: int) -> _Frame:
 def _cage(anatomy: Anatomy, y: Float[np.ndarray, "g g"]) -> Float[np.ndarray, "g g"]:
     widest = 0.35
     up = np.clip((widest - y) / (widest - anatomy.apex), 0, 1)
-    above = (1 - up**2.6) ** (1 / 1.9)
+    above = (1 - up**2.9) ** (1 / 2.1)
     return anatomy.width * np.where(y < widest, above, 1 - 0.10 * (y - widest) ** 2)
 
 
-def _heart(x, y, size: float, knob: float) -> Float[np.ndarray, "g g"]:
+def _heart(
+    x: Float[np.ndarray, "g g"], y: Float[np.ndarray, "g g"], size: float, knob: float
+) -> Float[np.ndarray, "g g"]:
     """How much of the ray the heart and the great vessels fill, 0 to 1."""
     turn = np.deg2rad(38)
     u = (x - 0.13) * np.cos(turn) + (y - 0.30) * np.sin(turn)
     v = -(x - 0.13) * np.sin(turn) + (y - 0.30) * np.cos(turn)
     ventricle = 1 - np.hypot(u / (0.37 * size), v / (0.27 * size))
     atrium = 1 - np.hypot((x + 0.05) / (0.19 * size), (y - 0.25) / 0.26)
-    arch = 1 - np.hypot((x - 0.13) / knob, (y + 0.33) / (1.2 * knob))
-    trunk = 1 - np.hypot((x - 0.11) / 0.12, (y + 0.08) / 0.17)
-    return _ramp(0.5 + np.maximum.reduce([ventricle, atrium, 0.5 * arch, 0.6 * trunk]) / 0.07)
+    arch = 1 - np.hypot((x - 0.10) / (0.9 * knob + 0.03), (y + 0.33) / (1.3 * knob))
+    trunk = 1 - np.hypot((x - 0.10) / 0.115, (y + 0.05) / 0.26)
+    column = 0.3 - np.hypot(x / 0.36, np.maximum(-y - 0.45, 0) / 0.7)
+    union = -_soft_min(*[-part for part in (ventricle, atrium, arch, trunk, column)])
+    return _ramp(0.5 + union / 0.11)
 
 
 def _body(anatomy: Anatomy, frame: _Frame) -> Float[np.ndarray, "g g"]:
     """Soft tissue less the air in it."""
     x, y = frame.x, frame.y
-    heights = [-1.6, -1.0, -0.9, -0.78, -0.62, -0.3, 0.1, 0.6, 1.6]
+    heights = [-1.6, -1.1, -0.98, -0.88, -0.74, -0.3, 0.1, 0.6, 1.6]
     flank = anatomy.width + 0.19
-    halves = [0.26, 0.30, 0.50, 0.95, 1.12, 1.10, flank + 0.06, flank, flank + 0.05]
+    halves = [0.28, 0.34, 0.52, 0.95, 1.14, 1.14, flank + 0.08, flank, flank + 0.05]
     half = ndimage.gaussian_filter1d(np.interp(y, heights, halves), y.shape[0] / 40, axis=0)
     across = np.clip(1 - (np.abs(x) / half) ** 2, 0, 1)
-    tissue = 0.66 * across**0.42 + 0.10 * _ramp((y + 0.2) / 1.2)
-    tissue += 0.17 * np.exp(-((x / 0.17) ** 2)) * across
-    tissue += 0.11 * frame.heart + 0.13 * _ramp(frame.below / 0.25) * across
+    tissue = 0.66 * across**0.42 + 0.07 * _ramp((y + 0.2) / 1.2)
+    tissue += 0.13 * np.exp(-((x / 0.20) ** 2)) * across * (1 - 0.4 * _ramp(frame.below / 0.4))
+    tissue += (
+        0.05 * ndimage.gaussian_filter(frame.heart, len(x) / 40)
+        + 0.13 * _ramp(frame.below / 0.25) * across
+    )
     trachea = np.exp(-(((x - 0.01) / 0.036) ** 4)) * _ramp((-0.22 - y) / 0.08)
     tissue -= 0.085 * trachea * across
     if anatomy.sex == "F":
@@ -200,13 +206,18 @@ def _bones(anatomy: Anatomy, view: View, frame: _Frame) -> Float[np.ndarray, "g 
     caged = _ramp((frame.wall + 0.045 - outward) / 0.02) * _ramp((y - anatomy.apex + 0.02) / 0.05)
     fall = 0.24 * across**3.2 + (slope + 0.16 * (y + 0.4)) * across**1.4
     behind = _ribs((y - first - fall) / spacing + wobble, half / spacing)
-    behind *= _ramp((outward - 0.05) / 0.05) * (1 - 0.4 * _ramp(frame.below / 0.2))
+    behind *= (
+        _ramp((outward - 0.05) / 0.05)
+        * (1 - 0.8 * _ramp(frame.below / 0.2))
+        * (1 - 0.45 * frame.heart)
+    )
     meet = 0.24 + slope + 0.16 * (y + 0.4)
     front = _ribs(
         (y - first - meet - 0.62 * (1.04 - across)) / (1.06 * spacing) + wobble,
         1.25 * half / spacing,
     )
     front *= _ramp((across - 0.40) / 0.25) * _ramp((y - anatomy.apex - 0.3) / 0.2)
+    front *= 1 - _ramp(frame.below / 0.12)
     bones = (0.085 * behind + 0.050 * front) * caged
     lift = 0.06 if view.position == "AP" else 0.0
     centre = anatomy.apex + 0.25 - lift - 0.22 * outward + 0.05 * np.sin(7 * outward)
@@ -214,7 +225,7 @@ def _bones(anatomy: Anatomy, view: View, frame: _Frame) -> Float[np.ndarray, "g 
     bones += 0.10 * clavicle * _ramp((0.93 - outward) / 0.1)
     spine = np.exp(-((x / 0.085) ** 4))
     discs = 0.5 + 0.5 * np.cos(2 * np.pi * (y - first) / (0.80 * spacing * (1 + 0.12 * y)))
-    bones += spine * (0.055 + 0.030 * discs**2)
+    bones += spine * (0.03 + 0.030 * discs**2)
     blade = (outward - 0.80 + 0.28 * (y + 0.35)) / 0.03
     scapula = _ramp(blade) * _ramp((0.34 - (y + 0.35) ** 2 * 2 - 0.4 * (outward - 0.7)) / 0.2)
     scapula += 0.8 * np.exp(-((blade - 0.7) ** 2)) * _ramp((0.3 - np.abs(y + 0.38)) / 0.08)
@@ -327,7 +338,7 @@ def _opacities(rng: np.random.Generator, frame: _Frame) -> list[Float[np.ndarray
         if not len(rows) or (blob & taken).any():
             continue
         box = (rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1)
-        if 0.02 < box / blob.size < 0.13 and 0.36 < blob.sum() / box < 0.68:
+        if 0.02 < box / blob.size < 0.13 and 0.36 < blob.sum() / box < 0.63:
             found.append(ndimage.gaussian_filter(blob.astype(np.float32), len(blob) / 250))
             taken |= ndimage.binary_dilation(blob, iterations=max(2, len(blob) // 40))
             if len(found) == wanted:
@@ -347,7 +358,7 @@ def _blob(
     short = long * rng.uniform(0.42, 0.9)
     u, v = dx * np.cos(turn) + dy * np.sin(turn), dy * np.cos(turn) - dx * np.sin(turn)
     coarse = _noise(rng, int(rng.integers(6, 11)), len(lung))
-    field = 1 - np.hypot(u / long, v / short) + 0.32 * coarse + 0.14 * _noise(rng, 20, len(lung))
+    field = 1 - np.hypot(u / long, v / short) + 0.36 * coarse + 0.15 * _noise(rng, 20, len(lung))
     labels, count = ndimage.label((field > rng.uniform(0.1, 0.3)) & lung)
     if not count:
         return np.zeros_like(lung)
@@ -361,7 +372,7 @@ def _density(
     grid = len(frame.x)
     soft = ndimage.gaussian_filter(field, len(field) * rng.uniform(0.003, 0.012))
     patchy = 1 + 0.22 * _noise(rng, 14, grid) + 0.12 * _noise(rng, 40, grid)
-    return rng.uniform(0.09, 0.27) * _enlarge(soft, grid) * patchy * _ramp(frame.depth / 0.02)
+    return rng.uniform(0.11, 0.28) * _enlarge(soft, grid) * patchy * _ramp(frame.depth / 0.02)
 
 
 def _outline(field: Float[np.ndarray, "f f"], side: int) -> Bool[np.ndarray, "S S"]:
@@ -421,7 +432,7 @@ def _ramp(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     return t * t * (3 - 2 * t)
 
 
-def _soft_min(*distances: Sequence[Float[np.ndarray, "g g"]]) -> Float[np.ndarray, "g g"]:
+def _soft_min(*distances: Float[np.ndarray, "g g"]) -> Float[np.ndarray, "g g"]:
     """Smallest of the distances, with rounded corners."""
     sharp = 28.0
     return -np.logaddexp.reduce([-sharp * distance for distance in distances]) / sharp
