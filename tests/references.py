@@ -1,6 +1,6 @@
 """One independent answer per row of our tables, in OpenCV and NumPy float64.
 
-A new row in `FILTERS` or `FUSIONS` needs its row here: the tests run over both and fail otherwise.
+A new row in `FILTERS`, `BORDERS` or `FUSIONS` needs its row here: the tests run over all and fail otherwise.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,6 +42,8 @@ FILTERS: Mapping[str, FilterReference] = MappingProxyType(
         "sobel": FilterReference(sobel, ulp=1),
     }
 )
+
+BORDERS: Mapping[str, int] = MappingProxyType({"reflect101": cv2.BORDER_REFLECT_101})
 
 FUSIONS: Mapping[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = MappingProxyType(
     {

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pp_jax.preprocess.filters import FILTERS, respond, sobel_gradients
+from pp_jax.preprocess.filters import BORDERS, FILTERS, respond, sobel_gradients
 from pp_jax.preprocess.fusion import FUSIONS
 from tests import references
 
@@ -23,6 +23,15 @@ responses = {
 def test_every_row_has_an_independent_answer():
     assert set(references.FILTERS) == set(FILTERS)
     assert set(references.FUSIONS) == set(FUSIONS)
+    assert set(references.BORDERS) == set(BORDERS)
+
+
+@pytest.mark.parametrize("name", BORDERS)
+def test_a_border_rule_continues_as_opencvs(name):
+    continued, rule = jax.jit(BORDERS[name]), references.BORDERS[name]
+    for length in (1, 2, 3, 9):
+        want = [cv2.borderInterpolate(index, length, rule) for index in range(-20, 40)]
+        np.testing.assert_array_equal(continued(jnp.arange(-20, 40), jnp.array(length)), want)
 
 
 @pytest.mark.parametrize("name", FILTERS)
