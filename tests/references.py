@@ -1,7 +1,7 @@
 """One independent answer per row of our tables, in OpenCV and NumPy float64.
 
-A new row in `FILTERS`, `BORDERS` or `FUSIONS` needs its row here: the tests run over all of them and
-fail otherwise.
+A new row in `FILTERS`, `BORDERS` or `FUSIONS` needs its row here: the tests run over all of them
+and fail otherwise.
 """
 
 from collections.abc import Callable, Mapping
