@@ -20,6 +20,11 @@ THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait
 AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
 
 
+def usable(records: Sequence[Record], *, objects: Objects) -> list[int]:
+    """Indices of the records that can be trained on: for "each", those with a box."""
+    return [i for i, record in enumerate(records) if objects == "union" or record.boxes]
+
+
 def train_batches(
     records: Sequence[Record],
     *,
@@ -56,7 +61,7 @@ def train_batches(
     Raises:
       ValueError: No record to train on, or fewer than `batch`, or `batch` cannot be shared.
     """
-    rows = [i for i, record in enumerate(records) if objects == "union" or record.boxes]
+    rows = usable(records, objects=objects)
     if not rows:
         raise ValueError(
             f"none of the {len(records)} images has an object to train on; give images with boxes, "

@@ -1,7 +1,8 @@
 """One image of a data set: where it is, what is in it, and the split by patient."""
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -66,6 +67,26 @@ def load(record: Record) -> Sample:
         warnings.warn(f"{record.mask}: nothing is marked inside box {lost[0]}", stacklevel=2)
     objects = objects[found]
     return Sample(image, objects, tight_boxes(objects), findings)
+
+
+def object_crops(
+    records: Iterable[Record],
+) -> Iterator[tuple[Bool[np.ndarray, "H W"], Float32[np.ndarray, " 4"]]]:
+    """Each object's mask and tight box, original frame, without decoding an image where possible.
+
+    An object known by its box alone is that box, filled, on a canvas that just holds it.
+    """
+    for record in records:
+        if record.mask is None:
+            for box in record.boxes:
+                size = (math.ceil(box[3]), math.ceil(box[2]))
+                yield fill_boxes([box], size=size)[0], np.array(box, np.float32)
+        else:
+            with Image.open(record.mask) as file:
+                size = (file.height, file.width)
+            objects = assign_components(_read_mask(record.mask, size=size), record.boxes)
+            objects = objects[objects.any((1, 2))]
+            yield from zip(objects, tight_boxes(objects), strict=True)
 
 
 def check_boxes(boxes: Sequence[Box], *, size: tuple[int, int], where: str) -> None:

@@ -45,8 +45,9 @@ def generate(
 ) -> Path:
     """The folder, filled with `images` DICOM files, masks for all of them, and RSNA's CSVs.
 
-    The same arguments give the same files, whatever the number of workers. The set appears under
-    its name only when it is complete; a complete one with the same arguments is left as it is.
+    The same arguments give the same files, whatever the number of workers; more images continue the
+    same series. The set appears under its name only when it is complete; a complete one with the
+    same arguments is left as it is.
 
     Args:
       folder: Must not exist, or be empty, or hold just this set.
@@ -102,8 +103,7 @@ def _group(images: int, seed: int) -> list[int]:
     """Patient number of each image: most have one, some two or three."""
     rng = np.random.default_rng([seed, GROUPS])
     sizes = rng.choice([1, 2, 3], p=[0.65, 0.22, 0.13], size=images)
-    patients = np.repeat(np.arange(images), sizes)[:images]
-    return [int(patient) for patient in rng.permutation(patients)]
+    return np.repeat(np.arange(images), sizes)[:images].tolist()
 
 
 def _spread(draw: partial, patients: Sequence[int], workers: int) -> Iterator[_Written]:

@@ -1,0 +1,185 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import pipeline
+from data.pipeline import eval_batches, train_batches
+from data.records import load
+from data.rsna import read_rsna
+from data.synthetic import generate
+from tests.dicom_files import write_set
+
+EACH = {"side": 64, "batch": 4, "max_objects": 3, "objects": "each"}
+UNION = EACH | {"objects": "union"}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms") / "set"
+    return read_rsna(generate(folder, images=18, seed=1, side=128, workers=0))
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Records of 60 x 40 pixels (width x height): three boxes, none, one."""
+    boxes = "a,0,0,10,10,1\na,20,10,30,20,1\na,2,20,12,12,1\nb,,,,,0\nc,6,4,24,16,1\n"
+    folder = write_set(tmp_path / "odd", boxes)
+    (folder / "patients.csv").write_text("patientId,patient\na,a\nb,b\nc,c\n")
+    return read_rsna(folder)
+
+
+def take(stream, count):
+    return list(islice(stream, count))
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        for field, again in zip(one, other, strict=True):
+            np.testing.assert_array_equal(field, again)
+
+
+def test_an_image_is_resized_by_pillow_and_lies_at_the_top_left_of_zeros(odd):
+    (batch,) = eval_batches(odd, **EACH)
+    for row, record in enumerate(odd):
+        grey = Image.fromarray(load(record).image).resize((64, 43), Image.Resampling.BILINEAR)
+        assert batch.size[row].tolist() == [43, 64]
+        np.testing.assert_array_equal(batch.image[row, :43], np.array(grey))
+        assert not batch.image[row, 43:].any()
+
+
+def test_a_target_is_the_area_average_of_its_object(records):
+    batch = next(train_batches(records, **EACH | {"side": 128}, seed=0))
+    for row, index in enumerate(batch.index):
+        sample = load(records[index])
+        blocks = sample.objects.reshape(-1, 32, 4, 32, 4).mean((2, 4))
+        np.testing.assert_allclose(batch.targets[row, : len(blocks)], blocks, atol=1e-6)
+        np.testing.assert_array_equal(batch.boxes[row, : len(blocks)], sample.boxes)
+        assert not batch.targets[row, len(blocks) :].any()
+        assert not batch.boxes[row, len(blocks) :].any()
+        assert batch.valid[row].tolist() == [n < len(blocks) for n in range(3)]
+
+
+def test_boxes_are_scaled_to_the_model_frame_per_axis(odd):
+    (batch,) = eval_batches(odd, **EACH)
+    x, y = 64 / 60, 43 / 40
+    np.testing.assert_allclose(batch.boxes[2, 0], [6 * x, 4 * y, 30 * x, 20 * y], rtol=1e-6)
+
+
+def test_union_has_one_slot_with_all_findings_and_their_box(odd):
+    (batch,) = eval_batches(odd, **UNION)
+    assert batch.valid.tolist() == [[True], [True], [True], [False]]
+    x, y = 64 / 60, 43 / 40
+    np.testing.assert_allclose(batch.boxes[0, 0], [0, 0, 50 * x, 32 * y], rtol=1e-6)
+    (apart,) = eval_batches(odd, **EACH)
+    # The boxes of `a` overlap nowhere, so that the union is the sum.
+    np.testing.assert_allclose(batch.targets[0, 0], apart.targets[0].sum(0), atol=1e-6)
+    assert not batch.targets[1].any()
+    assert not batch.boxes[1].any()
+
+
+def test_an_image_with_too_many_objects_keeps_the_largest_in_order(odd):
+    with pytest.warns(UserWarning, match="a: 3 objects, the largest 2 are used"):
+        (batch,) = eval_batches(odd[:1], **EACH | {"max_objects": 2, "batch": 1})
+    x, y = 64 / 60, 43 / 40
+    want = [(20 * x, 10 * y, 50 * x, 30 * y), (2 * x, 20 * y, 14 * x, 32 * y)]
+    np.testing.assert_allclose(batch.boxes[0], want, rtol=1e-6)
+
+
+def test_the_stream_is_a_pure_function_of_seed_and_step(records):
+    whole = take(train_batches(records, **EACH, seed=3), 9)
+    assert_same(take(train_batches(records, **EACH, seed=3), 9), whole)
+    assert_same(take(train_batches(records, **EACH, seed=3, start_step=4), 5), whole[4:])
+
+
+def test_worker_processes_change_nothing(records):
+    ours = take(train_batches(records, **EACH, seed=3, start_step=2), 5)
+    assert_same(take(train_batches(records, **EACH, seed=3, start_step=2, workers=2), 5), ours)
+
+
+@pytest.mark.parametrize("stream", ["train", "eval"])
+def test_the_processes_batches_interleave_to_the_global_batches(records, stream):
+    def batches(**share):
+        if stream == "eval":
+            return list(eval_batches(records, **EACH, **share))
+        return take(train_batches(records, **EACH, seed=3, **share), 7)
+
+    parts = [batches(process_index=p, process_count=2) for p in (0, 1)]
+    for whole, *halves in zip(batches(), *parts, strict=True):
+        for field, *shares in zip(whole, *halves, strict=True):
+            np.testing.assert_array_equal(field, np.stack(shares, 1).reshape(field.shape))
+
+
+def test_an_epoch_shows_each_image_at_most_once_and_drops_its_ragged_end(records):
+    steps = len(records) // 4
+    batches = take(train_batches(records, **UNION, seed=0), 3 * steps)
+    shown = np.array([batch.index for batch in batches]).reshape(3, -1)
+    for epoch in shown:
+        assert len(set(epoch)) == 4 * steps
+    assert len({tuple(epoch) for epoch in shown}) == 3
+    assert set(shown.flat) == set(range(len(records)))
+
+
+def test_seeds_differ_and_neighbours_do_not_share_their_epochs(records):
+    steps = len(records) // 4
+    orders = [
+        np.array(
+            [batch.index for batch in take(train_batches(records, **UNION, seed=s), 2 * steps)]
+        )
+        for s in (0, 1)
+    ]
+    assert not np.array_equal(orders[0], orders[1])
+    assert not np.array_equal(orders[0][steps:], orders[1][:steps])
+
+
+def test_each_leaves_out_images_without_objects_and_keeps_their_numbers(records):
+    positive = {row for row, record in enumerate(records) if record.boxes}
+    batches = take(train_batches(records, **EACH, seed=0), 3 * len(positive) // 4)
+    assert {int(row) for batch in batches for row in batch.index} == positive
+    assert all(batch.valid.any(1).all() for batch in batches)
+
+
+def test_memory_changes_nothing_and_saves_reading(records, monkeypatch):
+    read = []
+    monkeypatch.setattr(pipeline, "load", lambda record: read.append(record.id) or load(record))
+    steps = len(records) // 4
+    kept = take(train_batches(records, **UNION, seed=0), 12 * steps)
+    # A race of threads may read an image twice; without memory it would be read 12 times.
+    assert len(read) < 2.5 * len(records)
+    assert_same(take(train_batches(records, **UNION, seed=0, cache_bytes=0), 12 * steps), kept)
+    assert len(read) > 12 * steps * 4
+
+
+def test_evaluation_goes_in_order_and_fills_its_last_batch(records):
+    batches = list(eval_batches(records, **UNION))
+    assert len(batches) == 5
+    index = np.concatenate([batch.index for batch in batches])
+    assert index.tolist() == [*range(18), -1, -1]
+    last = batches[-1]
+    assert last.valid.tolist() == [[True], [True], [False], [False]]
+    assert last.size.tolist()[2:] == [[64, 64], [64, 64]]
+    assert not last.image[2:].any()
+
+
+def test_a_batch_larger_than_the_images_is_an_error_that_names_both(odd):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be filled from 3 images"):
+        train_batches(odd, **UNION, seed=0)
+    with pytest.raises(ValueError, match="a batch of 4 cannot be filled from 2 images"):
+        train_batches(odd, **EACH, seed=0)
+
+
+def test_only_images_without_objects_are_an_error(odd):
+    with pytest.raises(ValueError, match="none of the 1 images has an object"):
+        train_batches(odd[1:2], **EACH, seed=0)
+
+
+def test_a_batch_that_processes_cannot_share_is_an_error(records):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be shared by 3 processes"):
+        train_batches(records, **EACH, seed=0, process_count=3)
+
+
+def test_nothing_to_evaluate_is_an_error():
+    with pytest.raises(ValueError, match="0 images in batches of 4"):
+        eval_batches([], **EACH)
