@@ -78,9 +78,7 @@ def generate(
         written = list(tqdm(_spread(draw, patients, workers), total=images, desc="X-rays"))
         _write_tables(unfinished, written, patients)
         (unfinished / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
+        unfinished.replace(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder

@@ -24,7 +24,7 @@ def records(tmp_path_factory):
 @pytest.fixture
 def odd(tmp_path):
     """Records of 60 x 40 pixels (width x height): three boxes, none, one."""
-    boxes = "a,0,0,10,10,1\na,20,10,30,20,1\na,2,20,12,12,1\nb,,,,,0\nc,6,4,24,16,1\n"
+    boxes = "a,2,20,12,12,1\na,0,0,10,10,1\na,20,10,30,20,1\nb,,,,,0\nc,6,4,24,16,1\n"
     folder = write_set(tmp_path / "odd", boxes)
     (folder / "patients.csv").write_text("patientId,patient\na,a\nb,b\nc,c\n")
     return read_rsna(folder)
@@ -84,7 +84,7 @@ def test_an_image_with_too_many_objects_keeps_the_largest_in_order(odd):
     with pytest.warns(UserWarning, match="a: 3 objects, the largest 2 are used"):
         (batch,) = eval_batches(odd[:1], **EACH | {"max_objects": 2, "batch": 1})
     x, y = 64 / 60, 43 / 40
-    want = [(20 * x, 10 * y, 50 * x, 30 * y), (2 * x, 20 * y, 14 * x, 32 * y)]
+    want = [(2 * x, 20 * y, 14 * x, 32 * y), (20 * x, 10 * y, 50 * x, 30 * y)]
     np.testing.assert_allclose(batch.boxes[0], want, rtol=1e-6)
 
 

@@ -191,9 +191,13 @@ def test_the_split_depends_on_the_patients_and_the_seed_only():
     assert split_patients(records, seed=3) != split_patients(records, seed=4)
 
 
-def test_large_parts_leave_something_to_train():
-    parts = split_patients(people(2, 4), seed=0, validation=0.45, test=0.5)
-    assert all(parts.values())
+@pytest.mark.parametrize(("validation", "test"), [(0.45, 0.5), (0.6, 0.3), (0.01, 0.02)])
+@pytest.mark.parametrize("count", [3, 4, 5])
+def test_lopsided_fractions_leave_no_part_empty(count, validation, test):
+    for records in (people(count, 0), people(0, count), people(count, 40)):
+        parts = split_patients(records, seed=0, validation=validation, test=test)
+        kind = records[0].patient[0]
+        assert all(any(name[0] == kind for name in names) for names in parts.values())
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])

@@ -106,6 +106,22 @@ def test_some_people_have_several_images_and_stay_in_one_part(folder):
     assert sum(map(len, parts.values())) == len(set(people))
 
 
+def test_a_person_keeps_sex_and_age_and_another_seed_draws_other_people(folder, tmp_path):
+    def people(folder):
+        found = {}
+        for record in read_rsna(folder):
+            header = pydicom.dcmread(record.image, stop_before_pixels=True)
+            # RSNA's ages lack the standard's zeros and unit; the raw value needs no check.
+            age = header.get_item("PatientAge").value
+            found.setdefault(record.patient, set()).add((header.PatientSex, age))
+        return found
+
+    ours = people(folder)
+    assert all(len(traits) == 1 for traits in ours.values())
+    theirs = people(generate(tmp_path / "other", images=8, seed=6, side=64, workers=0))
+    assert any(traits != ours[name] for name, traits in theirs.items())
+
+
 def test_the_header_has_the_fields_of_rsna_s_files(folder, real_data):
     (real, *_) = (real_data / "rsna_like" / "stage_2_train_images").glob("*.dcm")
     ours, theirs = pydicom.dcmread(read_rsna(folder)[0].image), pydicom.dcmread(real)
