@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import shutil
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,8 @@ def save(folder: Path, tree: Mapping[str, Any], *, facts: Mapping[str, Any]) -> 
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
     _meet(f"begin {folder.name}")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(partial / _TREE, dict(tree))
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(partial / _TREE, args=ocp.args.PyTreeSave(dict(tree)))
     _meet(f"written {folder.name}")
     if first:
         files = {
@@ -120,29 +119,43 @@ def load(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
     """The tree of a verified checkpoint, placed as `like` says.
 
     Args:
+      folder: The checkpoint.
       like: Nested dicts of `jax.ShapeDtypeStruct`, with a sharding where one is wanted.
 
     Raises:
       CheckpointError: It does not verify, or holds other leaves or shapes than `like`.
     """
+    return _restore(folder, like, keys=None)
+
+
+def load_part(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """As `load`, but only the top-level keys of `like`; the others are not read.
+
+    Raises:
+      CheckpointError: As `load`, for those keys.
+    """
+    return _restore(folder, like, keys=tuple(like))
+
+
+def _restore(
+    folder: Path, like: Mapping[str, Any], *, keys: tuple[str, ...] | None
+) -> dict[str, Any]:
     verify(folder)
-    tree = folder.absolute() / _TREE
-    with ocp.StandardCheckpointer() as checkpointer, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Orbax warns of its own plans.
-        held = checkpointer.metadata(tree).item_metadata.tree
-        _compare(folder, held, like)
-        return checkpointer.restore(tree, dict(like))
+    path = folder.absolute() / _TREE
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        held = checkpointer.metadata(path).item_metadata.tree
+        _compare(folder, {k: held.get(k, {}) for k in keys} if keys else held, like)
+        arguments = ocp.checkpoint_utils.construct_restore_args(dict(like))
+        return checkpointer.restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                dict(like), restore_args=arguments, partial_restore=keys is not None
+            ),
+        )
 
 
-def _compare(folder: Path, held: Mapping[str, Any], like: Mapping[str, Any]) -> None:
-    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): tuple(x.shape)
-            for path, x in leaves
-        }
-
-    have, want = shapes(held), shapes(like)
+def _compare(folder: Path, held: Any, like: Any) -> None:
+    have, want = _shapes(held), _shapes(like)
     if have != want:
         lines = [
             f"{name}: {have.get(name, 'absent')} in the file, {want.get(name, 'absent')} expected"
@@ -153,6 +166,14 @@ def _compare(folder: Path, held: Mapping[str, Any], like: Mapping[str, Any]) -> 
             f"{folder}: other weights than expected, {len(lines)} differ; first: "
             + "; ".join(lines[:3])
         )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def step_folder(run: Path, step: int) -> Path:

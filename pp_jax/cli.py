@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import jax
 import tyro
 
 T = TypeVar("T")
@@ -73,3 +76,55 @@ def one_line_errors() -> Iterator[None]:
 def _show_warning(message: Any, category: Any, filename: Any, lineno: Any, *rest: Any) -> None:
     del category, filename, lineno, rest
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+DEVICES = ("auto", "cpu", "gpu", "tpu")
+
+
+def devices(name: str) -> list[jax.Device]:
+    """The devices to compute on; prints them. `auto` is whatever jax prefers.
+
+    Raises:
+      ValueError: jax sees none of that kind.
+    """
+    try:
+        found = jax.devices(None if name == "auto" else name)
+    except RuntimeError as error:
+        raise ValueError(
+            f"--device {name}: jax {jax.__version__} sees no such device, only "
+            f"{jax.devices()[0].platform}; install jax with its CUDA or TPU extra"
+        ) from error
+    if name != "auto":
+        jax.config.update("jax_default_device", found[0])
+    print(f"devices: {len(found)} x {found[0].device_kind} ({found[0].platform})")
+    return found
+
+
+def process_share() -> dict[str, int]:
+    """Which of the processes of a multi-host run this one is."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def require_clone() -> None:
+    """Nothing, when started from the root of the clone, where relative folders mean something.
+
+    Raises:
+      ValueError: Started elsewhere.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if Path.cwd() != root:
+        raise ValueError(f"start this from the clone's root: cd {root}")
+
+
+def fresh_folder(out: Path, *, ours: str) -> Path:
+    """A new empty folder to fill and then rename to `out`.
+
+    Raises:
+      ValueError: `out` holds something that is not an older output, known by the file `ours`.
+    """
+    if out.exists() and not (out / ours).is_file() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"--out {out}: not empty, and no older report; choose another folder")
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial

@@ -125,7 +125,7 @@ def _scaled(
     coordinates: Float[np.ndarray, "*n d"], *, new: tuple[int, int], old: tuple[int, int]
 ) -> Float32[np.ndarray, "*n d"]:
     scale_xy = np.array([new[1] / old[1], new[0] / old[0]])  # float64, as the official code.
-    pairs = coordinates.reshape(*coordinates.shape[:-1], -1, 2) * scale_xy
+    pairs = coordinates.reshape(*coordinates.shape[:-1], coordinates.shape[-1] // 2, 2) * scale_xy
     return pairs.reshape(coordinates.shape).astype(np.float32)
 
 

@@ -1,0 +1,207 @@
+"""Every choice of a run, as frozen dataclasses of plain values. The lowest floor: imports nothing.
+
+A run is reproduced from its saved config and seed. The front shows these docstrings in `--help`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune SAM on images with findings. Without any flag: `tiny` on the embedded data set."""
+
+    variant: str = "tiny"
+    """Which SAM. `tiny` starts from random weights; the others need converted ones."""
+    checkpoint: str = ""
+    """Converted weights to start from; default: checkpoints/VARIANT (none for `tiny`)."""
+    init: str = "checkpoint"
+    """`random` starts from random weights where a checkpoint would be needed."""
+    data: str = "synthetic"
+    """Data set."""
+    data_dir: str = ""
+    """Its folder; default: datasets/DATA."""
+    out: str = ""
+    """Folder of the run; default: runs/VARIANT-DATA-PROMPT-FILTER."""
+    trainable: str = ""
+    """What is trained; default: `full` for tiny, `decoder` for the others."""
+    prompt: str = "box"
+    """What marks each finding: its box (jittered), one click in it, or nothing."""
+    filter: str = "none"
+    """What is shown to SAM instead of, or blended into, the image."""
+    fusion: str = "replace"
+    """How the filter's response and the image become SAM's three channels."""
+    blend: float = 0.5
+    """Weight of the response with `--fusion blend`, in [0, 1]."""
+    epochs: int | None = None
+    """Length of the training in epochs; default: that of the variant."""
+    steps: int | None = None
+    """Length in optimizer steps, instead of epochs."""
+    batch: int | None = None
+    """Images per step over all devices; default: that of the variant."""
+    max_objects: int = 4
+    """Findings per image that are prompted in one step; of more, the largest."""
+    optimizer: str = "adamw"
+    """Optimizer."""
+    schedule: str = "cosine"
+    """Course of the learning rate after the warm-up."""
+    lr: float | None = None
+    """Peak learning rate; default: that of the variant."""
+    warmup: int | None = None
+    """Steps of linear warm-up; default: 250 as in the paper, at most a tenth of the training."""
+    weight_decay: float = 0.1
+    """Of kernels only."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 for none."""
+    focal: float = 20.0
+    """Weight of the focal loss."""
+    dice: float = 1.0
+    """Weight of the Dice loss."""
+    iou: float = 1.0
+    """Weight of the squared error of the predicted IoU."""
+    dtype: str = "float32"
+    """Of the compute; parameters and losses are float32."""
+    remat: bool = False
+    """Recompute encoder blocks in the backward pass: less memory, a third slower."""
+    sharding: str = "data"
+    """How parameters are placed on the devices."""
+    limit: int | None = None
+    """Use only this many patients."""
+    validation: float = 0.1
+    """Share of patients to validate on."""
+    test: float = 0.2
+    """Share of patients kept for eval.py."""
+    save_every: int | None = None
+    """Steps between checkpoints and validations; default: an epoch."""
+    keep: int = 2
+    """Checkpoints kept."""
+    workers: int = 0
+    """Processes that read images; 0: threads of this one."""
+    device: str = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Of the split, the order, the prompts and random weights."""
+    force: bool = False
+    """Move an old run with other settings aside, instead of refusing."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Score a run, or converted weights, beside guesses that see no pixel."""
+
+    checkpoint: str = ""
+    """A run of train.py or a converted checkpoint; default: the run of `python train.py`."""
+    data: str = ""
+    """Data set; default: the run's."""
+    data_dir: str = ""
+    """Its folder; default: the run's, or datasets/DATA."""
+    out: str = ""
+    """Folder of the report; default: CHECKPOINT/eval-DATA-PROMPT-PART."""
+    prompt: str = ""
+    """What marks each finding: its exact box, one click, or nothing; default: the run's."""
+    part: str = "test"
+    """Which part of the run's own split. On other data everything is test."""
+    filter: str = ""
+    """Default: the run's, or none."""
+    fusion: str = ""
+    """Default: the run's, or replace."""
+    blend: float | None = None
+    """Default: the run's, or 0.5."""
+    limit: int | None = None
+    """Use only this many patients of the part."""
+    pictures: int = 12
+    """Overlays to draw: the worst, the median and the best images."""
+    device: str = "auto"
+    """Where to compute."""
+    seed: int = 0
+    """Of the clicks and of the intervals."""
+
+
+# What a variant means where the user says nothing.
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "tiny": MappingProxyType({"trainable": "full", "batch": 8, "lr": 1e-3, "epochs": 30}),
+        "vit_b": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
+        "vit_l": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
+        "vit_h": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
+    }
+)
+
+# Flags that change where or how a run is computed, not what it computes.
+_NOT_THE_RUN = frozenset({"out", "device", "force", "workers", "keep"})
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The config with every default filled in that depends on other choices.
+
+    Raises:
+      ValueError: Values outside their range, or `--steps` beside `--epochs`.
+    """
+    preset = dict(PRESETS[config.variant])
+    if config.steps is not None:
+        if config.epochs is not None:
+            raise ValueError(
+                f"--steps {config.steps} and --epochs {config.epochs}: give one of them"
+            )
+        del preset["epochs"]
+    fills = {k: v for k, v in preset.items() if getattr(config, k) in (None, "")}
+    if config.variant != "tiny" and config.init == "checkpoint" and not config.checkpoint:
+        fills["checkpoint"] = f"checkpoints/{config.variant}"
+    if not config.data_dir:
+        fills["data_dir"] = f"datasets/{config.data}"
+    if not config.out:
+        parts = (config.variant, config.data, config.prompt, config.filter)
+        fills["out"] = "runs/" + "-".join(parts)
+    config = dataclasses.replace(config, **fills)
+    for name in ("epochs", "steps", "batch", "max_objects", "limit", "save_every", "keep"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    for name in ("lr", "weight_decay", "clip", "focal", "dice", "iou"):
+        value = getattr(config, name)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be a number from 0 up")
+    if config.warmup is not None and config.warmup < 0:
+        raise ValueError(f"--warmup {config.warmup}: must be 0 or more steps")
+    return config
+
+
+def resolve_eval(settings: EvalConfig, *, folder: str, run: TrainConfig | None) -> EvalConfig:
+    """The config with every default filled in from the run that is evaluated (None: no run).
+
+    Raises:
+      ValueError: `--limit` or `--pictures` outside its range.
+    """
+    told = run if run is not None else TrainConfig()
+    data = settings.data or told.data
+    data_dir = settings.data_dir or (told.data_dir if data == told.data else "")
+    prompt = settings.prompt or told.prompt
+    if settings.limit is not None and settings.limit < 1:
+        raise ValueError(f"--limit {settings.limit}: must be at least 1 patient")
+    if settings.pictures < 0:
+        raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
+    return dataclasses.replace(
+        settings,
+        checkpoint=folder,
+        data=data,
+        data_dir=data_dir or f"datasets/{data}",
+        prompt=prompt,
+        filter=settings.filter or told.filter,
+        fusion=settings.fusion or told.fusion,
+        blend=told.blend if settings.blend is None else settings.blend,
+        out=settings.out or f"{folder}/eval-{data}-{prompt}-{settings.part}",
+    )
+
+
+def differences(old: Mapping[str, Any], new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """`{key: (old, new)}` of what makes two configs different runs."""
+    fresh = dataclasses.asdict(new)
+    keys = (old.keys() | fresh.keys()) - _NOT_THE_RUN
+    return {
+        key: (old.get(key), fresh.get(key))
+        for key in sorted(keys)
+        if old.get(key) != fresh.get(key)
+    }

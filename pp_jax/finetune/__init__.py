@@ -1,0 +1,1 @@
+"""Fine-tuning: losses, what is trained, the step, and the loop around it."""

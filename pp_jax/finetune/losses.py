@@ -1,0 +1,138 @@
+"""SAM's loss: focal, Dice, and the squared error of the predicted IoU, on low-resolution masks.
+
+Pixels beyond the image carry no weight. Targets are area averages in [0, 1].
+Source: the SAM paper (arXiv 2304.02643), appendix A, "Training algorithm".
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from pp_jax.sam.model import SamOutput
+
+
+def focal(
+    logits: Float[Array, "*n h w"],
+    targets: Float[Array, "*n h w"],
+    weight: Float[Array, "*#n h w"],
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Float[Array, "*n"]:
+    """Mean focal loss of each mask's pixels, from 0 up; `alpha` weighs the foreground.
+
+    Source: Lin et al. 2017, arXiv 1708.02002, in MONAI's stable form.
+    """
+    cross_entropy = jax.nn.softplus(logits) - logits * targets
+    # log(1 - p_t), where p_t is the probability given to the right answer.
+    log_wrong = jax.nn.log_sigmoid(-logits * (2 * targets - 1))
+    balance = alpha * targets + (1 - alpha) * (1 - targets)
+    loss = balance * jnp.exp(gamma * log_wrong) * cross_entropy
+    return _mean(loss, weight)
+
+
+def soft_dice(
+    logits: Float[Array, "*n h w"],
+    targets: Float[Array, "*n h w"],
+    weight: Float[Array, "*#n h w"],
+) -> Float[Array, "*n"]:
+    """One minus soft Dice of each mask, in [0, 1], with 1 added to both sums.
+
+    The added pixel keeps the gradient finite where both are empty. Source: Milletari et al. 2016.
+    """
+    probability = jax.nn.sigmoid(logits)
+    overlap = jnp.sum(probability * targets * weight, (-2, -1))
+    total = jnp.sum((probability + targets) * weight, (-2, -1))
+    return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def hard_iou(
+    logits: Float[Array, "*n h w"],
+    targets: Float[Array, "*n h w"],
+    weight: Float[Array, "*#n h w"],
+) -> Float[Array, "*n"]:
+    """IoU of `logits > 0` and `targets > 0.5`, in [0, 1]; 1 where both are empty. No gradient."""
+    inside, wanted = logits > 0, targets > 0.5
+    both = jnp.sum((inside & wanted) * weight, (-2, -1))
+    either = jnp.sum((inside | wanted) * weight, (-2, -1))
+    safe = jnp.where(either > 0, either, 1.0)
+    return jax.lax.stop_gradient(jnp.where(either > 0, both / safe, 1.0))
+
+
+def hard_dice(
+    logits: Float[Array, "*n h w"],
+    targets: Float[Array, "*n h w"],
+    weight: Float[Array, "*#n h w"],
+) -> Float[Array, "*n"]:
+    """Dice of `logits > 0` and `targets > 0.5`, in [0, 1]; 1 where both are empty. No gradient."""
+    iou = hard_iou(logits, targets, weight)
+    return 2 * iou / (1 + iou)
+
+
+def _mean(values: Float[Array, "*n h w"], weight: Float[Array, "*#n h w"]) -> Float[Array, "*n"]:
+    return jnp.sum(values * weight, (-2, -1)) / jnp.sum(weight, (-2, -1))
+
+
+class Terms(NamedTuple):
+    """Sums over valid prompts, to be divided by `count` after all devices were added up."""
+
+    loss: Float[Array, ""]
+    focal: Float[Array, ""]
+    dice: Float[Array, ""]
+    iou_mse: Float[Array, ""]
+    hard_dice: Float[Array, ""]  # Of the mask that the model itself would choose.
+    count: Float[Array, ""]
+
+
+def sam_terms(
+    output: SamOutput,
+    targets: Float[Array, "B N h w"],
+    weight: Float[Array, "B h w"],
+    valid: Bool[Array, "B N"],
+    *,
+    weights: Mapping[str, float],
+) -> Terms:
+    """SAM's loss summed over all valid prompts.
+
+    Of the masks returned, only the one with the lowest weighted mask loss takes its gradient. The
+    IoU head learns from all of them. An empty target has no Dice term.
+
+    Args:
+      output: The masks of an ambiguous prompt.
+      targets: In [0, 1].
+      weight: Share of each cell that the image covers.
+      valid: Prompts that count.
+      weights: Of every row of `LOSSES`, and of `iou`.
+    """
+    wanted, cover = targets[:, :, None], weight[:, None, None]
+    exists = jnp.any(targets > 0.5, (-2, -1))[:, :, None]
+    terms = {name: loss(output.logits, wanted, cover) for name, loss in LOSSES.items()}  # B N M
+    terms["dice"] = jnp.where(exists, terms["dice"], 0.0)
+    mask_loss = sum(weights[name] * terms[name] for name in LOSSES)
+    best = jnp.argmin(jax.lax.stop_gradient(mask_loss), axis=-1, keepdims=True)
+    error = (output.iou - hard_iou(output.logits, wanted, cover)) ** 2
+    chosen = output.best()
+
+    def of_best(x: Float[Array, "B N M"]) -> Float[Array, "B N"]:
+        return jnp.take_along_axis(x, best, axis=-1)[..., 0]
+
+    def total(x: Float[Array, "B N"]) -> Float[Array, ""]:
+        return jnp.sum(jnp.where(valid, x, 0.0))
+
+    return Terms(
+        loss=total(of_best(mask_loss) + weights["iou"] * error.mean(-1)),
+        focal=total(of_best(terms["focal"])),
+        dice=total(of_best(terms["dice"])),
+        iou_mse=total(error.mean(-1)),
+        hard_dice=total(hard_dice(chosen.logits, wanted, cover)[..., 0]),
+        count=jnp.sum(valid, dtype=jnp.float32),
+    )
+
+
+LOSSES: Mapping[str, Callable[..., Float[Array, "*n"]]] = MappingProxyType(
+    {"focal": focal, "dice": soft_dice}
+)

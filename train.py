@@ -1,0 +1,94 @@
+"""`python train.py`: fine-tune SAM. See `python train.py --help`."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import pp_jax.config
+from data import pipeline, records, sources
+from pp_jax import checkpoints, cli, prompts, sharding
+from pp_jax.config import TrainConfig
+from pp_jax.evaluate.controls import fit_mean_shape
+from pp_jax.finetune import loop, optimize, runs, trainable
+from pp_jax.preprocess import filters, fusion
+from pp_jax.sam import VARIANTS
+
+CHOICES = {
+    "variant": VARIANTS,
+    "init": ("checkpoint", "random"),
+    "data": sources.DATASETS,
+    "trainable": ("", *trainable.POLICIES),
+    "prompt": prompts.SAMPLERS,
+    "filter": filters.FILTERS,
+    "fusion": fusion.FUSIONS,
+    "optimizer": optimize.OPTIMIZERS,
+    "schedule": optimize.SCHEDULES,
+    "dtype": ("float32", "bfloat16"),
+    "sharding": sharding.RULES,
+    "device": cli.DEVICES,
+}
+
+
+def main() -> None:
+    """Train as the command line says."""
+    with cli.one_line_errors():
+        settings = pp_jax.config.resolve(cli.parse(TrainConfig, prog="train.py", choices=CHOICES))
+        cli.require_clone()
+        mesh = sharding.make_mesh(cli.devices(settings.device))
+        everything = sources.open_dataset(
+            settings.data, Path(settings.data_dir), limit=settings.limit
+        )
+        split = records.split_patients(
+            everything, seed=settings.seed, validation=settings.validation, test=settings.test
+        )
+        parts = {
+            part: [record for record in everything if record.patient in set(names)]
+            for part, names in split.items()
+        }
+        print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
+        feed = make_feed(settings, parts)
+        run = runs.open_run(settings)
+        checkpoints.write_json(run / runs.SPLIT, split)
+        if not (run / runs.ATLAS).is_file():
+            crops = records.object_crops(parts["train"])
+            np.savez(run / runs.ATLAS, **fit_mean_shape(crops).to_arrays())
+        loop.fit(run, settings, feed, mesh=mesh)
+        print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+
+
+def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> loop.Feed:
+    """Batches of the run's own training and validation parts."""
+    config = VARIANTS[settings.variant]
+    boxes_only = [r for r in parts["train"] if r.target == "box" and r.boxes]
+    same = settings.prompt == "box" and bool(boxes_only)
+    if same:
+        warnings.warn(
+            f"{len(boxes_only)} training images have boxes and no masks: with --prompt box, prompt "
+            "and target are the same, and a low loss says nothing about the image",
+            stacklevel=2,
+        )
+    common = {
+        "side": config.image_size,
+        "batch": settings.batch,
+        "max_objects": settings.max_objects,
+        "objects": "union" if settings.prompt == "none" else "each",
+        **cli.process_share(),
+    }
+    usable = pipeline.usable(parts["train"], objects=common["objects"])
+    return loop.Feed(
+        train=lambda start: pipeline.train_batches(
+            parts["train"],
+            seed=settings.seed,
+            start_step=start,
+            workers=settings.workers,
+            **common,
+        ),
+        validation=lambda: pipeline.eval_batches(parts["validation"], **common),
+        epoch_steps=max(1, len(usable) // settings.batch),
+        facts={"prompt_is_target": True} if same else {},
+    )
+
+
+if __name__ == "__main__":
+    main()
