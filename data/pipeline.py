@@ -17,6 +17,7 @@ Objects = Literal["each", "union"]
 PADDING = -1  # A row that is no record.
 CACHE_BYTES = 2 << 30
 THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait for it.
+_EPOCHS = 1 << 30  # Without end; grain's own endless length overflows where batches are cut from it.
 AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
 
 
@@ -83,7 +84,7 @@ def train_batches(
     # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
     spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
     shuffled = grain.MapDataset.source(source).shuffle(spread)
-    whole = shuffled[: len(rows) // batch * batch].repeat()
+    whole = shuffled[: len(rows) // batch * batch].repeat(_EPOCHS)
     return _iterate(whole, batch, start_step, process_index, process_count, workers)
 
 

@@ -94,6 +94,12 @@ def test_the_stream_is_a_pure_function_of_seed_and_step(records):
     assert_same(take(train_batches(records, **EACH, seed=3, start_step=4), 5), whole[4:])
 
 
+def test_a_batch_of_one_is_a_row_of_a_larger_batch(records):
+    singles = take(train_batches(records, **EACH | {"batch": 1}, seed=3), 4)
+    (together,) = take(train_batches(records, **EACH, seed=3), 1)
+    assert [int(one.index[0]) for one in singles] == together.index.tolist()
+
+
 def test_worker_processes_change_nothing(records):
     ours = take(train_batches(records, **EACH, seed=3, start_step=2), 5)
     assert_same(take(train_batches(records, **EACH, seed=3, start_step=2, workers=2), 5), ours)

@@ -1,0 +1,46 @@
+"""Whole trainings of `vit_b` at 1024 pixels: minutes each, in `make parity`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.synthetic import generate
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def losses(folder: Path, data: Path, *, devices: int) -> list[float]:
+    """Training and validation losses of two steps on four images, decoder trainable."""
+    out = folder / f"on-{devices}"
+    flags = f"--variant vit_b --init random --data rsna --data-dir {data} --out {out}"
+    flags += " --batch 4 --steps 2 --seed 3"
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+    }
+    done = subprocess.run(
+        [sys.executable, "train.py", *flags.split()],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"devices: {devices} x" in done.stdout
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows]
+
+
+def test_vit_b_has_the_same_losses_on_one_and_four_devices(tmp_path: Path) -> None:
+    data = generate(tmp_path / "set", images=16, seed=5, side=256)
+    one, four = (losses(tmp_path, data, devices=n) for n in (1, 4))
+    print(f"\nlosses on 1 device {one}, on 4 devices {four}")
+    np.testing.assert_allclose(four, one, rtol=1e-5)
