@@ -25,14 +25,15 @@ def focal(
 ) -> Float[Array, "*n"]:
     """Mean focal loss of each mask's pixels, from 0 up; `alpha` weighs the foreground.
 
-    Source: Lin et al. 2017, arXiv 1708.02002, in MONAI's stable form.
+    A soft target `t` counts as both answers, `t` of one and `1 - t` of the other, in each of the
+    three factors. Each is computed without a subtraction that could lose digits. Source: Lin et al.
+    2017, arXiv 1708.02002; `torchvision.ops.sigmoid_focal_loss`.
     """
-    cross_entropy = jax.nn.softplus(logits) - logits * targets
-    # log(1 - p_t), where p_t is the probability given to the right answer.
-    log_wrong = jax.nn.log_sigmoid(-logits * (2 * targets - 1))
-    balance = alpha * targets + (1 - alpha) * (1 - targets)
-    loss = balance * jnp.exp(gamma * log_wrong) * cross_entropy
-    return _mean(loss, weight)
+    other = 1 - targets
+    cross_entropy = targets * jax.nn.softplus(-logits) + other * jax.nn.softplus(logits)
+    wrong = targets * jax.nn.sigmoid(-logits) + other * jax.nn.sigmoid(logits)  # 1 - p_t
+    balance = alpha * targets + (1 - alpha) * other
+    return _mean(balance * wrong**gamma * cross_entropy, weight)
 
 
 def soft_dice(
@@ -109,11 +110,11 @@ def sam_terms(
       weights: Of every row of `LOSSES`, and of `iou`.
     """
     wanted, cover = targets[:, :, None], weight[:, None, None]
-    exists = jnp.any(targets > 0.5, (-2, -1))[:, :, None]
+    exists = jnp.any((wanted > 0) & (cover > 0), (-2, -1))
     terms = {name: loss(output.logits, wanted, cover) for name, loss in LOSSES.items()}  # B N M
     terms["dice"] = jnp.where(exists, terms["dice"], 0.0)
     mask_loss = sum(weights[name] * terms[name] for name in LOSSES)
-    best = jnp.argmin(jax.lax.stop_gradient(mask_loss), axis=-1, keepdims=True)
+    best = jnp.argmin(mask_loss, axis=-1, keepdims=True)
     error = (output.iou - hard_iou(output.logits, wanted, cover)) ** 2
     chosen = output.best()
 
