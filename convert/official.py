@@ -76,7 +76,11 @@ def detect_variant(shapes: Mapping[str, tuple[int, ...]], *, source: str) -> str
         )
     depth = len({name.split(".")[2] for name in shapes if name.startswith("image_encoder.blocks.")})
     for name, config in VARIANTS.items():
-        if (config.embed_dim, config.depth, config.grid) == (position[3], depth, position[1]):
+        if (config.embed_dim, config.depth, config.trained_grid) == (
+            position[3],
+            depth,
+            position[1],
+        ):
             return name
     raise ConversionError(
         f"{source}: width {position[3]}, depth {depth} and grid {position[1]} are those of no "

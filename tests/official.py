@@ -28,10 +28,11 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
+from segment_anything.modeling.image_encoder import get_rel_pos
 
 from pp_jax.sam import SamConfig
 
-__all__ = ["build", "listen", "randomise", "segment_anything", "torchvision"]
+__all__ = ["build", "get_rel_pos", "listen", "randomise", "segment_anything", "torchvision"]
 
 
 def build(config: SamConfig) -> Sam:

@@ -20,7 +20,9 @@ from pp_jax import tree
 from pp_jax.preprocess.geometry import postprocess_masks
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import VARIANTS, Sam, SamOutput
+from pp_jax.sam.attention import relative_positions
 from pp_jax.sam.image_encoder import Block
+from pp_jax.sam.interpolate import resize_positions
 from pp_jax.sam.model import init
 from pp_jax.types import NEUTRAL, Prompts
 from tests import official
@@ -326,7 +328,7 @@ def test_every_tensor_of_vit_b_moves_its_stage_by_a_hundred_tolerances() -> None
     tokens = rng.normal(size=(1, 64, 64, 768)).astype(np.float32)
     for index in range(config.depth):
         window = 0 if index in config.global_blocks else config.window_size
-        block = Block(config.num_heads, config.mlp_ratio, window)
+        block = Block(config.num_heads, config.mlp_ratio, window, config.trained_grid)
         name = f"blocks_{index:02d}"
         run = jax.jit(
             lambda v, block=block, name=name: block.apply(
@@ -357,7 +359,7 @@ def test_full_width_vit_b_block_equals(index: int) -> None:
     with torch.no_grad():
         want = model.image_encoder.blocks[index](torch.from_numpy(x)).numpy()
     window = 0 if index in config.global_blocks else config.window_size
-    block = Block(config.num_heads, config.mlp_ratio, window)
+    block = Block(config.num_heads, config.mlp_ratio, window, config.trained_grid)
     params = variables["params"]["image_encoder"][f"blocks_{index:02d}"]
     got = jax.jit(block.apply)({"params": params}, x)
     np.testing.assert_allclose(got, want, atol=STAGE)
@@ -385,3 +387,30 @@ def test_names_and_shapes_are_those_of_the_official_model(variant: str) -> None:
 def test_tiny_has_at_most_ten_million_parameters() -> None:
     shapes = jax.eval_shape(lambda k: init(Sam(VARIANTS["tiny"]), k), jax.random.key(0))
     assert sum(int(np.prod(x.shape)) for x in tree.flatten(shapes["params"]).values()) <= 10e6
+
+
+@pytest.mark.parametrize(("old", "new"), [(64, 16), (64, 100), (16, 31), (7, 3)])
+def test_position_tables_are_interpolated_as_torch_does(old: int, new: int) -> None:
+    rng = np.random.default_rng(0)
+    grid = rng.normal(size=(1, old, old, 8)).astype(np.float32)
+    want = torch.nn.functional.interpolate(channels_first(grid), (new, new), mode="bicubic")
+    np.testing.assert_allclose(
+        resize_positions(grid, grid=new), want.permute(0, 2, 3, 1).numpy(), atol=1e-5
+    )
+    table = rng.normal(size=(2 * old - 1, 8)).astype(np.float32)
+    theirs = official.get_rel_pos(new, new, torch.from_numpy(table)).numpy()
+    np.testing.assert_allclose(relative_positions(table, side=new), theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [256, 384])
+def test_encoder_at_another_image_size_equals(size: int) -> None:
+    """Weights trained at 256 pixels; torch is given the interpolated absolute positions."""
+    config, (_, variables) = VARIANTS["tiny"], weights("tiny")
+    model = official.randomise(official.build(config), seed=0).image_encoder
+    positions = resize_positions(model.pos_embed.numpy(), grid=size // 16)
+    model.pos_embed = torch.nn.Parameter(torch.from_numpy(np.array(positions)), False)
+    image = np.random.default_rng(5).normal(size=(1, size, size, 3)).astype(np.float32)
+    other = dataclasses.replace(config, image_size=size)
+    got = jax.jit(functools.partial(Sam(other).apply, method="encode"))(variables, image)
+    want = model(channels_first(image)).permute(0, 2, 3, 1).numpy()
+    assert np.abs(got - want).max() < EMBEDDING_MAX

@@ -5,18 +5,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pp_jax.sam.interpolate import resize_offsets
+
 _CHUNK = 256  # Queries at a time in global attention: bounds memory by heads x 256 x tokens.
 
 
-def relative_positions(
-    table: Float[Array, "R d"], *, query_side: int, key_side: int
-) -> Float[Array, "q k d"]:
-    """The embedding of the offset `q - k` for each pair of positions along one axis.
+def relative_positions(table: Float[Array, "R d"], *, side: int) -> Float[Array, "q k d"]:
+    """The embedding of the offset `q - k` for each pair of positions along an axis of `side`.
 
-    Source: `get_rel_pos` of the official `image_encoder.py`, for equal query and key sides.
+    Source: `get_rel_pos` of the official `image_encoder.py`, for as many queries as keys.
     """
-    offsets = jnp.arange(query_side)[:, None] - jnp.arange(key_side)[None, :] + key_side - 1
-    return table[offsets]
+    table = resize_offsets(table, length=2 * side - 1)
+    return table[jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1]
 
 
 def attend(
@@ -71,6 +71,7 @@ class Attention(nn.Module):
     """
 
     num_heads: int
+    table_side: int  # Side of the grid that the relative positions were trained on.
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -82,10 +83,11 @@ class Attention(nn.Module):
             x.reshape(B, h * w, D)
         )  # B L 3 K d
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        rel_pos_h = self.param("rel_pos_h", nn.initializers.zeros, (2 * h - 1, d))
-        rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, (2 * w - 1, d))
-        rows = relative_positions(rel_pos_h, query_side=h, key_side=h).astype(self.dtype)
-        columns = relative_positions(rel_pos_w, query_side=w, key_side=w).astype(self.dtype)
+        table = (2 * self.table_side - 1, d)
+        rel_pos_h = self.param("rel_pos_h", nn.initializers.zeros, table)
+        rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, table)
+        rows = relative_positions(rel_pos_h, side=h).astype(self.dtype)
+        columns = relative_positions(rel_pos_w, side=w).astype(self.dtype)
         on_grid = query.reshape(B, h, w, self.num_heads, d)
         vertical = jnp.einsum("BhwKd,hkd->BhwKk", on_grid, rows)
         horizontal = jnp.einsum("BhwKd,wkd->BhwKk", on_grid, columns)

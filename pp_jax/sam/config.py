@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+MIN_SIZE, MAX_SIZE = 256, 2048
+
 
 @dataclass(frozen=True)
 class SamConfig:
@@ -13,6 +15,7 @@ class SamConfig:
     """
 
     image_size: int = 1024
+    trained_size: int = 1024  # Image size of the position tables; others are interpolated.
     patch_size: int = 16
     embed_dim: int = 768
     depth: int = 12
@@ -28,8 +31,12 @@ class SamConfig:
     multimask_outputs: int = 3
 
     def __post_init__(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(f"{self.image_size=} needs a multiple of {self.patch_size=}")
+        for size in (self.image_size, self.trained_size):
+            if size % self.patch_size or not MIN_SIZE <= size <= MAX_SIZE:
+                raise ValueError(
+                    f"image size {size}: needs a multiple of {self.patch_size} "
+                    f"from {MIN_SIZE} to {MAX_SIZE}"
+                )
         if self.embed_dim % self.num_heads:
             raise ValueError(f"{self.embed_dim=} needs a multiple of {self.num_heads=}")
         if not all(0 <= i < self.depth for i in self.global_blocks):
@@ -39,6 +46,11 @@ class SamConfig:
     def grid(self) -> int:
         """Side of the image embedding, in patches."""
         return self.image_size // self.patch_size
+
+    @property
+    def trained_grid(self) -> int:
+        """Side of the grid of the position tables, in patches."""
+        return self.trained_size // self.patch_size
 
     @property
     def mask_side(self) -> int:
@@ -51,6 +63,7 @@ VARIANTS: Mapping[str, SamConfig] = MappingProxyType(
         # Ours, for tests and for learning on a laptop; there are no official weights.
         "tiny": SamConfig(
             image_size=256,
+            trained_size=256,
             embed_dim=192,
             depth=6,
             num_heads=6,

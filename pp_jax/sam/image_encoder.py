@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from pp_jax.sam.attention import Attention
 from pp_jax.sam.config import SamConfig
+from pp_jax.sam.interpolate import resize_positions
 
 
 def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
@@ -58,13 +59,16 @@ class Block(nn.Module):
     num_heads: int
     mlp_ratio: int
     window_size: int
+    trained_grid: int  # Side of the whole grid that the tables were trained on.
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         """The grid after attention and MLP, each with its residual."""
         B, h, w, D = x.shape
-        attn = Attention(self.num_heads, dtype=self.dtype, name="attn")
+        attn = Attention(
+            self.num_heads, self.window_size or self.trained_grid, dtype=self.dtype, name="attn"
+        )
         y = layer_norm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
         if self.window_size:
             y = attn(to_windows(y, side=self.window_size))
@@ -104,12 +108,20 @@ class ImageEncoder(nn.Module):
         """The embedding, width `config.out_dim`."""
         c = self.config
         x = PatchEmbed(c.patch_size, c.embed_dim, dtype=self.dtype, name="patch_embed")(image)
-        shape = (1, c.grid, c.grid, c.embed_dim)
-        x = x + self.param("pos_embed", nn.initializers.zeros, shape).astype(self.dtype)
+        shape = (1, c.trained_grid, c.trained_grid, c.embed_dim)
+        position = self.param("pos_embed", nn.initializers.zeros, shape)
+        x = x + resize_positions(position, grid=c.grid).astype(self.dtype)
         block = nn.remat(Block) if self.remat else Block
         for i in range(c.depth):
             window = 0 if i in c.global_blocks else c.window_size
-            x = block(c.num_heads, c.mlp_ratio, window, dtype=self.dtype, name=f"blocks_{i:02d}")(x)
+            x = block(
+                c.num_heads,
+                c.mlp_ratio,
+                window,
+                c.trained_grid,
+                dtype=self.dtype,
+                name=f"blocks_{i:02d}",
+            )(x)
         x = nn.Conv(c.out_dim, (1, 1), use_bias=False, dtype=self.dtype, name="neck_0")(x)
         x = layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_1")(x)
         x = nn.Conv(c.out_dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="neck_2")(
