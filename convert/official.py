@@ -1,7 +1,7 @@
 """Reading an official checkpoint file, and turning its tensors into our variables."""
 
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pp_jax import tree
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
-_SHOWN = 12  # Names listed in an error before the rest is counted.
+_DAMAGED = "not a torch checkpoint, or a damaged or incomplete one; download it again"
 
 
 class ConversionError(ValueError):
@@ -28,6 +28,8 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     Raises:
       ConversionError: No such file, not a torch file, code in its pickle, or no dict of tensors.
     """
+    if path.is_dir():
+        raise ConversionError(f"{path}: a folder, not the .pth file")
     if not path.is_file():
         raise ConversionError(
             f"{path}: no such file; the official weights are linked in the README of "
@@ -35,31 +37,35 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except pickle.UnpicklingError as error:
-        raise ConversionError(
-            f"{path}: refused, since its pickle asks for code to be run "
-            f"({_reason(error)}); save a plain dict of tensors"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ConversionError(f"{path}: not a torch checkpoint ({_reason(error)})") from error
+        # Of torch's own text only the name: the rest advises to load the file without protection.
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code:
+            raise ConversionError(
+                f"{path}: refused, since its pickle asks for code to be run ({code[1]}); "
+                "save a plain dict of tensors"
+            ) from error
+        raise ConversionError(f"{path}: {_DAMAGED}") from error
+    except Exception as error:  # Damaged pickles make torch raise nearly every kind of exception.
+        reason = f"{type(error).__name__} {str(error)[:80]}".strip()
+        raise ConversionError(f"{path}: {_DAMAGED} ({reason})") from error
     odd = (
-        [repr(k) for k, v in state.items() if not isinstance(v, torch.Tensor)]
-        if isinstance(state, dict)
-        else [type(state).__name__]
+        [repr(k) for k, v in state.items() if not (isinstance(k, str) and _is_weight(v))]
+        if isinstance(state, Mapping)
+        else [f"a {type(state).__name__}"]
     )
     if odd or not state:
         raise ConversionError(
-            f"{path}: not a flat dict of tensors as the official files are; found {odd[:3]}"
+            f"{path}: not a flat dict of floating-point tensors as the official files are; found "
+            f"{', '.join(odd[:3]) or 'nothing in it'}; save the inner dict of tensors alone"
         )
     return state
 
 
-def _reason(error: Exception) -> str:
-    text = str(error)
-    for line in text.splitlines():
-        if "GLOBAL" in line or "global" in line:
-            return line.strip()[:200]
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+def _is_weight(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def detect_variant(shapes: Mapping[str, tuple[int, ...]], *, source: str) -> str:
@@ -92,20 +98,23 @@ def to_variables(state: Mapping[str, np.ndarray], *, variant: str, source: str) 
     """Our variables `{"params", "constants"}`, float32, from tensors under official names.
 
     Raises:
-      ConversionError: Missing, unused or mis-shaped tensors; all kinds are named in one message.
+      ConversionError: Missing, unused or mis-shaped tensors, each named in the one message, or
+        values that are not finite.
     """
     model = Sam(VARIANTS[variant])
     entries = correspondence(jax.eval_shape(lambda key: init(model, key), jax.random.key(0)))
-    faults = [f"missing {name}" for name in entries if name not in state]
-    faults += [f"unused {name}" for name in state if name not in entries]
-    faults += [
-        f"{name} is {tuple(state[name].shape)}, not {entry.torch_shape}"
-        for name, entry in entries.items()
-        if name in state and tuple(state[name].shape) != entry.torch_shape
-    ]
-    if faults:
-        more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise ConversionError(f"{source} is no {variant}: " + "; ".join(faults[:_SHOWN]) + more)
+    faults = {
+        "missing": [name for name in entries if name not in state],
+        "unused": [name for name in state if name not in entries],
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} instead of {entry.torch_shape}"
+            for name, entry in entries.items()
+            if name in state and tuple(state[name].shape) != entry.torch_shape
+        ],
+    }
+    listed = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names]
+    if listed:
+        raise ConversionError(f"{source} is no {variant}: " + "; ".join(listed))
     flat = {}
     for name, entry in entries.items():
         array = np.asarray(state[name], np.float32)

@@ -32,6 +32,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
 
@@ -45,6 +49,9 @@ def write_json(path: Path, content: Any) -> None:
 
 def save(folder: Path, tree: Mapping[str, Any], *, facts: Mapping[str, Any]) -> None:
     """A complete checkpoint stands at `folder`, replacing what stood there.
+
+    Killed at any moment, the old or the new one is left whole: under its own name, or for the
+    instant between two renames beside it, where `read_manifest` points to it.
 
     Args:
       tree: Nested dicts of arrays.
@@ -61,14 +68,23 @@ def save(folder: Path, tree: Mapping[str, Any], *, facts: Mapping[str, Any]) -> 
         checkpointer.save(partial / _TREE, args=ocp.args.PyTreeSave(dict(tree)))
     _meet(f"written {folder.name}")
     if first:
-        files = {
-            str(p.relative_to(partial)): {"sha256": sha256(p), "bytes": p.stat().st_size}
-            for p in _files(partial)
-        }
+        files = {str(p.relative_to(partial)): _fingerprint(p) for p in _files(partial)}
         write_json(partial / MANIFEST, {**facts, "files": files})
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        _replace(folder, partial)
     _meet(f"committed {folder.name}")
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    aside = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    partial.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".replaced")
 
 
 def _meet(name: str) -> None:
@@ -83,15 +99,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       CheckpointError: No manifest at `folder`, or an unreadable one.
     """
     path = folder / MANIFEST
+    if not folder.exists() and _aside(folder).exists():
+        raise CheckpointError(
+            f"{folder}: missing since a save over it was cut off; the older checkpoint is whole: "
+            f"rename {_aside(folder)} to {folder.name}"
+        )
     if not path.is_file():
         raise CheckpointError(
             f"{folder}: no checkpoint here ({MANIFEST} is missing); official weights are made into "
             "one by `python -m convert sam_vit_b_01ec64.pth checkpoints/vit_b`"
         )
     try:
-        return json.loads(path.read_text())
+        manifest = json.loads(path.read_text())
     except ValueError as error:
         raise CheckpointError(f"{path}: not a readable manifest ({error})") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
+        raise CheckpointError(f"{path}: not a readable manifest (it lists no files)")
+    return manifest
 
 
 def verify(folder: Path) -> dict[str, Any]:
@@ -101,16 +125,21 @@ def verify(folder: Path) -> dict[str, Any]:
       CheckpointError: Names the first file that is missing, unexpected or changed.
     """
     manifest = read_manifest(folder)
-    expected = manifest.get("files", {})
+    expected = manifest["files"]
     present = {str(p.relative_to(folder)): p for p in _files(folder)}
     odd = sorted(expected.keys() ^ present.keys())
     if odd:
-        what = "missing" if odd[0] in expected else "unexpected"
-        raise CheckpointError(f"{folder / odd[0]}: {what} in this checkpoint; restore a copy of it")
+        what = (
+            "missing in this checkpoint; restore a copy of it"
+            if odd[0] in expected
+            else f"unexpected in this checkpoint, {MANIFEST} does not name it; move it elsewhere"
+        )
+        raise CheckpointError(f"{folder / odd[0]}: {what}")
     for name, path in present.items():
-        if sha256(path) != expected[name]["sha256"]:
+        if _fingerprint(path) != expected[name]:
             raise CheckpointError(
-                f"{path}: its sha256 is not the one in {MANIFEST}; the file was changed or damaged"
+                f"{path}: its size or sha256 is not the one in {MANIFEST}; the file was changed or "
+                "damaged: restore a copy of the checkpoint"
             )
     return manifest
 
@@ -123,7 +152,7 @@ def load(folder: Path, like: Mapping[str, Any]) -> dict[str, Any]:
       like: Nested dicts of `jax.ShapeDtypeStruct`, with a sharding where one is wanted.
 
     Raises:
-      CheckpointError: It does not verify, or holds other leaves or shapes than `like`.
+      CheckpointError: It does not verify, or holds other leaves, shapes or dtypes than `like`.
     """
     return _restore(folder, like, keys=None)
 
@@ -155,7 +184,7 @@ def _restore(
 
 
 def _compare(folder: Path, held: Any, like: Any) -> None:
-    have, want = _shapes(held), _shapes(like)
+    have, want = _kinds(held), _kinds(like)
     if have != want:
         lines = [
             f"{name}: {have.get(name, 'absent')} in the file, {want.get(name, 'absent')} expected"
@@ -168,10 +197,11 @@ def _compare(folder: Path, held: Any, like: Any) -> None:
         )
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def _kinds(tree: Any) -> dict[str, str]:
+    # The dtype too: Orbax would convert silently, say an int32 step to float.
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in leaves
     }
 
@@ -201,7 +231,16 @@ def newest_verified(run: Path) -> int | None:
 
 
 def prune(run: Path, *, keep: int) -> None:
-    """Only the newest `keep` step checkpoints of a run remain."""
+    """Only the `keep` step checkpoints of a run that were written last remain.
+
+    Not those of the highest steps: when a run goes on from before damaged ones, the damaged ones
+    have the highest steps.
+    """
     if jax.process_index() == 0:
-        for step in steps(run)[:-keep]:
+        for step in sorted(steps(run), key=lambda step: _written(step_folder(run, step)))[:-keep]:
             shutil.rmtree(step_folder(run, step))
+
+
+def _written(folder: Path) -> int:
+    manifest = folder / MANIFEST
+    return manifest.stat().st_mtime_ns if manifest.is_file() else 0

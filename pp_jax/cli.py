@@ -1,6 +1,7 @@
 """The command line: choices from tables, and one clear line for a user's mistake."""
 
 import contextlib
+import copy
 import dataclasses
 import os
 import shutil
@@ -36,7 +37,7 @@ def parse(
             (
                 field.name,
                 Literal[choices[field.name]] if field.name in choices else field.type,
-                field,
+                copy.copy(field),  # make_dataclass writes the type into the field it is given.
             )
             for field in dataclasses.fields(config)
         ]
@@ -56,13 +57,14 @@ def parse(
 def one_line_errors() -> Iterator[None]:
     """A user's mistake (`ValueError`, `OSError`) ends in one line on stderr and exit code 2.
 
+    So does a training that diverged (`FloatingPointError`). A warning is one line, too.
     `PP_TRACEBACK=1` shows the traceback instead.
     """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("PP_TRACEBACK"):
             raise
         text = " ".join(str(error).split())
@@ -95,7 +97,8 @@ def devices(name: str) -> list[jax.Device]:
             f"{jax.devices()[0].platform}; install jax with its CUDA or TPU extra"
         ) from error
     if name != "auto":
-        jax.config.update("jax_default_device", found[0])
+        # A device of this process: the first of all may be another host's.
+        jax.config.update("jax_default_device", jax.local_devices(backend=name)[0])
     print(f"devices: {len(found)} x {found[0].device_kind} ({found[0].platform})")
     return found
 

@@ -75,7 +75,7 @@ class TrainConfig:
     test: float = 0.2
     """Share of patients kept for eval.py."""
     save_every: int | None = None
-    """Steps between checkpoints and validations; default: an epoch."""
+    """Steps between checkpoints and validations; default: an epoch, at least 50."""
     keep: int = 2
     """Checkpoints kept."""
     workers: int = 0
@@ -99,7 +99,8 @@ class EvalConfig:
     data_dir: str = ""
     """Its folder; default: the run's, or datasets/DATA."""
     out: str = ""
-    """Folder of the report; default: CHECKPOINT/eval-DATA-PROMPT-PART."""
+    """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-...; a filter other
+    than the run's is in the name."""
     prompt: str = ""
     """What marks each finding: its exact box, one click, or nothing; default: the run's."""
     part: str = "test"
@@ -138,7 +139,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     """The config with every default filled in that depends on other choices.
 
     Raises:
-      ValueError: Values outside their range, or `--steps` beside `--epochs`.
+      ValueError: Values outside their range, or `--steps` beside `--epochs`; names the value.
     """
     preset = dict(PRESETS[config.variant])
     if config.steps is not None:
@@ -164,35 +165,57 @@ def resolve(config: TrainConfig) -> TrainConfig:
         value = getattr(config, name)
         if not 0 <= value < float("inf"):
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be a number from 0 up")
-    if config.warmup is not None and config.warmup < 0:
-        raise ValueError(f"--warmup {config.warmup}: must be 0 or more steps")
+    for name in ("warmup", "workers"):
+        value = getattr(config, name)
+        if value is not None and value < 0:
+            raise ValueError(f"--{name} {value}: must be 0 or more")
+    _check_blend(config.blend)
+    _check_seed(config.seed)
     return config
+
+
+def _check_blend(blend: float) -> None:
+    if not 0 <= blend <= 1:
+        raise ValueError(f"--blend {blend}: must lie in [0, 1]")
+
+
+def _check_seed(seed: int) -> None:
+    # jax cuts larger seeds to 32 bits: 2**32 would silently draw what 0 draws.
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"--seed {seed}: must lie in [0, 2**32)")
 
 
 def resolve_eval(settings: EvalConfig, *, folder: str, run: TrainConfig | None) -> EvalConfig:
     """The config with every default filled in from the run that is evaluated (None: no run).
 
     Raises:
-      ValueError: `--limit` or `--pictures` outside its range.
+      ValueError: `--limit`, `--pictures`, `--blend` or `--seed` outside its range.
     """
     told = run if run is not None else TrainConfig()
     data = settings.data or told.data
     data_dir = settings.data_dir or (told.data_dir if data == told.data else "")
-    prompt = settings.prompt or told.prompt
+    prompt, filter_name = settings.prompt or told.prompt, settings.filter or told.filter
+    blend = told.blend if settings.blend is None else settings.blend
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"--limit {settings.limit}: must be at least 1 patient")
     if settings.pictures < 0:
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
+    _check_blend(blend)
+    _check_seed(settings.seed)
+    other_filter = () if filter_name == told.filter else (filter_name,)
+    report = "-".join(("eval", data, prompt, *other_filter, settings.part))
+    # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
+    joint = "/" if run is not None else "-"
     return dataclasses.replace(
         settings,
         checkpoint=folder,
         data=data,
         data_dir=data_dir or f"datasets/{data}",
         prompt=prompt,
-        filter=settings.filter or told.filter,
+        filter=filter_name,
         fusion=settings.fusion or told.fusion,
-        blend=told.blend if settings.blend is None else settings.blend,
-        out=settings.out or f"{folder}/eval-{data}-{prompt}-{settings.part}",
+        blend=blend,
+        out=settings.out or f"{folder}{joint}{report}",
     )
 
 
