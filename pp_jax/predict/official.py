@@ -1,0 +1,318 @@
+"""The official package's predictor, so that code written for it runs after changing the import.
+
+    from pp_jax.segment_anything import SamPredictor, sam_model_registry
+
+Names, arguments, shapes and order of the answers are those of `segment_anything.SamPredictor`. It
+holds the current image, as the official one does; `predictor.py` has the pure functions.
+Differences: arrays are NumPy's, and a malformed prompt is an error instead of a silent guess.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from pp_jax.predict.predictor import embed, predict
+from pp_jax.preprocess import geometry
+from pp_jax.preprocess.stage import make_stage
+from pp_jax.prompts import make_prompts
+from pp_jax.sam import Sam, SamOutput
+from pp_jax.types import NEUTRAL, Prompts
+
+_CANVAS, _POINTS, _PROMPTS = 256, 4, 4  # Shapes are rounded up to these: few compilations.
+
+
+class LoadedSam(NamedTuple):
+    """A model with its weights, what the official code calls `sam`."""
+
+    model: Sam
+    variables: Mapping[str, Any]
+    filter: str = "none"
+    fusion: str = "replace"
+    blend: float = 0.5
+
+
+class ResizeLongestSide:
+    """The official transform, on arrays."""
+
+    def __init__(self, target_length: int):
+        self.target_length = target_length
+
+    def apply_image(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The image with its longest side at `target_length`, bit for bit as the official one."""
+        return geometry.resize_image(image, longest=self.target_length)
+
+    def apply_coords(
+        self, coords: Float[np.ndarray, "*n 2"], original_size: tuple[int, int]
+    ) -> Float[np.ndarray, "*n 2"]:
+        """Points `(x, y)` in the model frame; `original_size` is (height, width)."""
+        resized = geometry.resized_shape(*original_size, longest=self.target_length)
+        return geometry.points_to_model(
+            np.asarray(coords, np.float64), original=original_size, resized=resized
+        )
+
+    def apply_boxes(
+        self, boxes: Float[np.ndarray, "*n 4"], original_size: tuple[int, int]
+    ) -> Float[np.ndarray, "n 4"]:
+        """Boxes `(x0, y0, x1, y1)` in the model frame."""
+        corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
+        return self.apply_coords(corners, original_size).reshape(-1, 4)
+
+
+class SamPredictor:
+    """Embeds one image, then answers any number of prompts on it."""
+
+    def __init__(self, sam_model: LoadedSam):
+        self.sam = sam_model
+        self.transform = ResizeLongestSide(sam_model.model.config.image_size)
+        stage = make_stage(
+            filter=sam_model.filter,
+            fusion=sam_model.fusion,
+            blend=sam_model.blend,
+            side=self.transform.target_length,
+        )
+        self._embed = jax.jit(partial(embed, sam_model.model, stage=stage))
+        self._decode = jax.jit(
+            partial(_decode, sam_model.model), static_argnames=("canvas", "multimask")
+        )
+        self.reset_image()
+
+    def reset_image(self) -> None:
+        """Forgets the current image."""
+        self.is_image_set = False
+        self.features: Array | None = None
+        self.original_size: tuple[int, int] | None = None
+        self.input_size: tuple[int, int] | None = None
+
+    def set_image(self, image: UInt8[np.ndarray, "H W 3"], image_format: str = "RGB") -> None:
+        """Embeds an image, to be prompted by `predict`.
+
+        Raises:
+          ValueError: Not uint8 `H W 3`, or a format other than RGB and BGR.
+        """
+        image = np.asarray(image)
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(f"image_format {image_format!r}: must be 'RGB' or 'BGR'")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+            raise ValueError(
+                f"image of {image.dtype} {image.shape}: SAM takes uint8 of (height, width, 3); "
+                "pp_jax.preprocess.colour.to_rgb_uint8 converts grey, RGBA and 16-bit images"
+            )
+        image = image if image_format == "RGB" else image[..., ::-1]
+        resized = self.transform.apply_image(np.ascontiguousarray(image))
+        self.reset_image()
+        self.original_size, self.input_size = image.shape[:2], resized.shape[:2]
+        padded = geometry.pad_square(resized, side=self.transform.target_length)[None]
+        size = np.array([self.input_size], np.int32)
+        self.features = self._embed(self.sam.variables, padded, size)
+        self.is_image_set = True
+
+    def get_image_embedding(self) -> Float[np.ndarray, "1 D h w"]:
+        """The current image's embedding, channels first as in the official package."""
+        self._require_image()
+        return np.moveaxis(np.asarray(self.features), -1, 1)
+
+    def predict(
+        self,
+        point_coords: Float[np.ndarray, "P 2"] | None = None,
+        point_labels: Int[np.ndarray, " P"] | None = None,
+        box: Float[np.ndarray, " 4"] | None = None,
+        mask_input: Float[np.ndarray, "1 h w"] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[
+        Bool[np.ndarray, "M H W"] | Float[np.ndarray, "M H W"],
+        Float[np.ndarray, " M"],
+        Float[np.ndarray, "M h w"],
+    ]:
+        """Masks in the original frame, their predicted IoU, and their low-resolution logits.
+
+        Args:
+          point_coords: `(x, y)` in pixels of the original image.
+          point_labels: 1 foreground, 0 background.
+          box: `(x0, y0, x1, y1)` in pixels of the original image.
+          mask_input: Raw logits of an earlier call, low resolution.
+          multimask_output: Three masks, else one.
+          return_logits: Logits instead of booleans.
+
+        Raises:
+          RuntimeError: No image was set.
+          ValueError: A malformed prompt.
+        """
+        self._require_image()
+        points = labels = boxes = None
+        if point_coords is not None or point_labels is not None:
+            checked = check_points(point_coords, point_labels)
+            points = self.transform.apply_coords(checked[0], self.original_size)[None]
+            labels = checked[1][None]
+        if box is not None:
+            boxes = self.transform.apply_boxes(
+                check_boxes(box, size=self.original_size), self.original_size
+            )
+        masks = None if mask_input is None else np.asarray(mask_input, np.float32)[None]
+        found, iou, low_res = self.predict_batch(
+            points, labels, boxes, masks, multimask_output, return_logits
+        )
+        return found[0], iou[0], low_res[0]
+
+    def predict_batch(
+        self,
+        point_coords: Float[np.ndarray, "N P 2"] | None,
+        point_labels: Int[np.ndarray, "N P"] | None,
+        boxes: Float[np.ndarray, "N 4"] | None = None,
+        mask_input: Float[np.ndarray, "N 1 h w"] | None = None,
+        multimask_output: bool = True,
+        return_logits: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`N` prompts at once: the counterpart of the official `predict_torch`.
+
+        Points and boxes are in the model frame, as `transform.apply_coords` and `apply_boxes` give
+        them. Returns masks `N M H W`, predicted IoU `N M` and low-resolution logits `N M h w`.
+
+        Raises:
+          RuntimeError: No image was set.
+          ValueError: A malformed prompt.
+        """
+        self._require_image()
+        side = self.sam.model.config.mask_side
+        if mask_input is not None and np.shape(mask_input)[1:] != (1, side, side):
+            raise ValueError(
+                f"mask_input of shape {np.shape(mask_input)[1:]}: must be (1, {side}, {side}), the "
+                "low-resolution logits of an earlier prediction"
+            )
+        prompts, count = _pad(point_coords, point_labels, boxes, mask_input, side=side)
+        canvas = tuple(-(-length // _CANVAS) * _CANVAS for length in self.original_size)
+        output, masks = self._decode(
+            self.sam.variables,
+            self.features,
+            prompts,
+            np.array(self.input_size, np.int32),
+            np.array(self.original_size, np.int32),
+            canvas=canvas,
+            multimask=multimask_output,
+        )
+        height, width = self.original_size
+        masks = np.asarray(masks[:count, :, :height, :width])
+        return (
+            masks if return_logits else masks > 0,
+            np.asarray(output.iou[0, :count]),
+            np.asarray(output.logits[0, :count]),
+        )
+
+    def _require_image(self) -> None:
+        if not self.is_image_set:
+            raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
+
+
+def _decode(
+    model: Sam,
+    variables: Mapping[str, Any],
+    embedding: Float[Array, "1 h w D"],
+    prompts: Prompts,
+    size: Int[Array, "2"],
+    original: Int[Array, "2"],
+    *,
+    canvas: tuple[int, int],
+    multimask: bool,
+) -> tuple[SamOutput, Float[Array, "N M H W"]]:
+    output = predict(model, variables, embedding, prompts)
+    output = output.three() if multimask else output.single()
+    up: Callable = partial(
+        geometry.postprocess_masks,
+        side=model.config.image_size,
+        size=size,
+        original=original,
+        canvas=canvas,
+    )
+    return output, jax.lax.map(up, output.logits[0])
+
+
+def _pad(
+    points: np.ndarray | None,
+    labels: np.ndarray | None,
+    boxes: np.ndarray | None,
+    masks: np.ndarray | None,
+    *,
+    side: int,
+) -> tuple[Prompts, int]:
+    """The prompts on shapes rounded up with neutral slots and invalid prompts, and their number."""
+    given = [x for x in (points, boxes, masks) if x is not None]
+    count = len(given[0]) if given else 1
+    if any(len(x) != count for x in given):
+        raise ValueError(
+            f"points, boxes and masks for different numbers of prompts: {[len(x) for x in given]}"
+        )
+    more = -count % _PROMPTS
+
+    def padded(x: np.ndarray, value: float = 0) -> Array:
+        rest = [(0, 0)] * (x.ndim - 1)
+        return jnp.asarray(np.pad(x, [(0, more), *rest], constant_values=value)[None])
+
+    marks: dict[str, Any] = {}
+    if points is not None:
+        slots = -points.shape[1] % _POINTS
+        points = np.pad(np.asarray(points, np.float32), ((0, 0), (0, slots), (0, 0)))
+        labels = np.pad(np.asarray(labels, np.int32), ((0, 0), (0, slots)), constant_values=NEUTRAL)
+        marks |= {"points": padded(points), "labels": padded(labels, NEUTRAL)}
+    if boxes is not None:
+        marks["boxes"] = padded(np.asarray(boxes, np.float32))
+    if masks is not None:
+        marks["masks"] = padded(np.asarray(masks, np.float32)[:, 0])
+    valid = jnp.asarray(np.arange(count + more)[None] < count)
+    return make_prompts(**marks, valid=valid, mask_side=side), count
+
+
+def check_points(
+    points: Any, labels: Any
+) -> tuple[Float[np.ndarray, "P 2"], Int[np.ndarray, " P"]]:
+    """The points and labels as arrays.
+
+    Raises:
+      ValueError: One without the other, wrong shapes, labels other than 0 and 1, or NaN.
+    """
+    if points is None or labels is None:
+        raise ValueError("point_coords and point_labels go together: give both or neither")
+    points, labels = np.asarray(points, np.float64), np.asarray(labels)
+    if points.ndim != 2 or points.shape[1] != 2 or labels.shape != points.shape[:1]:
+        raise ValueError(
+            f"point_coords of shape {points.shape} with point_labels of shape {labels.shape}: must "
+            "be (P, 2) with (P,)"
+        )
+    odd = sorted({value.item() for value in labels.ravel()} - {0, 1})
+    if odd:
+        raise ValueError(f"point label {odd[0]}: must be 1 (foreground) or 0 (background)")
+    if not np.isfinite(points).all():
+        raise ValueError(f"point_coords {points.tolist()}: must be finite numbers")
+    return points, labels.astype(np.int32)
+
+
+def check_boxes(boxes: Any, *, size: tuple[int, int]) -> Float[np.ndarray, "N 4"]:
+    """The boxes as an array, `(x0, y0, x1, y1)` in pixels of the original image.
+
+    Raises:
+      ValueError: A wrong shape, NaN, swapped corners, no area, or a box that leaves the image.
+    """
+    boxes = np.asarray(boxes, np.float64)
+    if boxes.shape[-1:] != (4,):
+        raise ValueError(f"box of shape {boxes.shape}: must be (x0, y0, x1, y1)")
+    boxes = boxes.reshape(-1, 4)
+    height, width = size
+    for box in boxes:
+        x0, y0, x1, y1 = box.tolist()
+        if not np.isfinite(box).all():
+            raise ValueError(f"box {box.tolist()}: must be finite numbers")
+        if x0 >= x1 or y0 >= y1:
+            raise ValueError(
+                f"box {box.tolist()}: corners swapped or no area; give (x0, y0, x1, y1), left "
+                "above right"
+            )
+        if min(x0, y0) < 0 or x1 > width or y1 > height:
+            raise ValueError(
+                f"box {box.tolist()} leaves the image of {width} x {height} (width x height); "
+                "give pixels of the original image"
+            )
+    return boxes

@@ -1,0 +1,47 @@
+"""The official package's public names, on JAX: change the import and keep the code.
+
+    from pp_jax.segment_anything import SamPredictor, sam_model_registry
+
+    sam = sam_model_registry["vit_b"](checkpoint="checkpoints/vit_b")
+    predictor = SamPredictor(sam)
+
+The checkpoint is a converted one (`python -m convert`) or a run of `train.py`.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import jax
+
+from pp_jax import sharding
+from pp_jax.finetune import runs
+from pp_jax.predict.official import LoadedSam, ResizeLongestSide, SamPredictor
+from pp_jax.sam import VARIANTS, Sam
+from pp_jax.sam.model import init
+
+__all__ = ["LoadedSam", "ResizeLongestSide", "SamPredictor", "build_sam", "sam_model_registry"]
+
+
+def build_sam(variant: str, checkpoint: str | Path | None = None) -> LoadedSam:
+    """A SAM with the weights of `checkpoint`, or with random ones as the official builders do.
+
+    Raises:
+      ValueError: A checkpoint of another variant, or none at all.
+    """
+    model = Sam(VARIANTS[variant])
+    if checkpoint is None:
+        return LoadedSam(model, init(model, jax.random.key(0)))
+    loaded = runs.load(Path(checkpoint), mesh=sharding.make_mesh(jax.devices()[:1]))
+    if loaded.variant != variant:
+        raise ValueError(f"{checkpoint}: weights of {loaded.variant}, not of {variant}")
+    if loaded.config is None:
+        return LoadedSam(model, loaded.variables)
+    told = loaded.config
+    return LoadedSam(model, loaded.variables, told.filter, told.fusion, told.blend)
+
+
+sam_model_registry: Mapping[str, Callable[..., LoadedSam]] = MappingProxyType(
+    {"default": partial(build_sam, "vit_h"), **{v: partial(build_sam, v) for v in VARIANTS}}
+)
