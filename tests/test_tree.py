@@ -1,0 +1,129 @@
+"""Parameter trees, the rules over them, and the rows of every table of rules."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from pp_jax import sharding, tree
+from pp_jax.finetune.trainable import POLICIES
+from pp_jax.sam import VARIANTS, Sam
+from pp_jax.sam.model import init
+
+NESTED = {"encoder": {"blocks_00": {"kernel": 1, "bias": 2}, "pos": 3}, "decoder": {"kernel": 4}}
+FLAT = {
+    "decoder/kernel": 4,
+    "encoder/blocks_00/bias": 2,
+    "encoder/blocks_00/kernel": 1,
+    "encoder/pos": 3,
+}
+
+
+@functools.cache
+def shapes(variant: str) -> dict:
+    return jax.eval_shape(lambda key: init(Sam(VARIANTS[variant]), key), jax.random.key(0))
+
+
+def test_paths_are_keys_joined_by_slashes_in_sorted_order() -> None:
+    assert list(tree.flatten(NESTED).items()) == list(FLAT.items())
+    assert tree.unflatten(FLAT) == NESTED
+
+
+def test_the_first_rule_that_matches_the_whole_path_decides() -> None:
+    rules = ((".*/bias", "b"), ("encoder/.*", "e"), (".*", "rest"))
+    assert list(tree.match(rules, list(FLAT)).values()) == ["rest", "b", "e", "e"]
+    # `decoder` alone is a part of a path, not a whole one.
+    with pytest.raises(ValueError, match="decoder/kernel"):
+        tree.match((("decoder", 0), ("encoder/.*", 1)), list(FLAT))
+
+
+def test_a_path_without_a_rule_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no rule covers 'encoder/pos'.*\.\*/kernel"):
+        tree.match(((".*/kernel", 0), (".*/bias", 1)), list(FLAT))
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        (("encoder/.*", 0), ("encodr/.*", 1), (".*", 2)),  # Matches nothing.
+        (("encoder/.*", 0), ("encoder/pos", 1), (".*", 2)),  # Never reached.
+        ((".*", 0), ("decoder/.*", 1)),
+    ],
+)
+def test_a_rule_that_decides_nothing_is_named(rules: tuple) -> None:
+    with pytest.raises(ValueError, match="match no parameter") as caught:
+        tree.match(rules, list(FLAT))
+    assert repr(rules[1][0]) in str(caught.value)
+
+
+def test_only_a_final_catch_all_may_be_idle() -> None:
+    assert set(tree.match((("encoder/.*|decoder/.*", 0), (".*", 1)), list(FLAT)).values()) == {0}
+
+
+def test_combine_undoes_partition() -> None:
+    chosen, rest = tree.partition(NESTED, ((".*/kernel", True), (".*", False)))
+    assert chosen == {"encoder": {"blocks_00": {"kernel": 1}}, "decoder": {"kernel": 4}}
+    assert rest == {"encoder": {"blocks_00": {"bias": 2}, "pos": 3}}
+    assert tree.combine(chosen, rest) == tree.combine(rest, chosen) == NESTED
+
+
+def test_combine_refuses_a_leaf_that_two_trees_hold() -> None:
+    with pytest.raises(ValueError, match="decoder/kernel"):
+        tree.combine(NESTED, {"decoder": {"kernel": 5}})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_covers_every_variant_and_never_trains_a_constant(
+    variant: str, policy: str
+) -> None:
+    variables = shapes(variant)
+    trained, frozen = tree.partition(variables, POLICIES[policy])
+    counts = [sum(x.size for x in jax.tree.leaves(part)) for part in (trained, frozen, variables)]
+    assert counts[0] + counts[1] == counts[2]
+    assert counts[0] > 0
+    assert "constants" not in trained
+
+
+# Parameters of the official MaskDecoder; `image_encoder` and `prompt_encoder` hold the others.
+DECODER = 4_058_340
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_policies_train_as_many_parameters_as_the_official_parts_have(variant: str) -> None:
+    variables = shapes(variant)
+    size = {
+        name: sum(x.size for x in jax.tree.leaves(tree.partition(variables, rules)[0]))
+        for name, rules in POLICIES.items()
+    }
+    assert size["decoder"] == DECODER
+    assert size["full"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("rule", sharding.RULES)
+def test_every_sharding_places_every_variant(variant: str, rule: str) -> None:
+    variables = shapes(variant)
+    placed = sharding.placements(variables, sharding.make_mesh(), rule)
+    assert jax.tree.structure(placed) == jax.tree.structure(variables)
+    # `shard_shape` raises where an axis does not divide.
+    jax.tree.map(lambda x, place: place.shard_shape(x.shape), variables, placed)
+
+
+def test_a_mesh_has_all_devices_along_data() -> None:
+    mesh = sharding.make_mesh()
+    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
+
+
+def test_a_batch_is_placed_unchanged() -> None:
+    rows = np.arange(4 * jax.device_count() * 3.0).reshape(-1, 3).astype(np.float32)
+    placed = sharding.place_batch((rows,), sharding.make_mesh())[0]
+    np.testing.assert_array_equal(placed, rows)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    three = AbstractMesh((3, 1, 1), sharding.AXES)
+    with pytest.raises(ValueError, match=r"4 images .* 3 devices.* multiple of 3"):
+        sharding.place_batch((np.zeros((4, 2)),), three)
