@@ -1,6 +1,6 @@
 """A small data set of chest phantoms in exactly RSNA's layout: real DICOM files, real CSVs.
 
-python -m data.synthetic --out DIR --images 240 --seed 0 --side 1024
+python -m data.synthetic --out DIR --images 360 --seed 0 --side 1024
 """
 
 import csv
@@ -41,7 +41,7 @@ class _Written(NamedTuple):
 
 
 def generate(
-    folder: Path, *, images: int = 240, seed: int = 0, side: int = 1024, workers: int = 2
+    folder: Path, *, images: int = 360, seed: int = 0, side: int = 1024, workers: int = 2
 ) -> Path:
     """The folder, filled with `images` DICOM files, masks for all of them, and RSNA's CSVs.
 
@@ -185,8 +185,15 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
         writer.writerows(rows)
 
 
-def main(out: Path, images: int = 240, seed: int = 0, side: int = 1024) -> None:
-    """Writes the data set to `out`."""
+def main(out: Path, images: int = 360, seed: int = 0, side: int = 1024) -> None:
+    """Write chest X-ray phantoms with opacities in RSNA's layout: DICOM, CSVs, masks.
+
+    Args:
+      out: Folder to write; one that holds the same set already is left as it is.
+      images: How many.
+      seed: Of everything that is drawn.
+      side: Of each image, in pixels.
+    """
     generate(out, images=images, seed=seed, side=side)
 
 
@@ -194,6 +201,6 @@ if __name__ == "__main__":
     import tyro
 
     try:
-        tyro.cli(main)
+        tyro.cli(main, prog="python -m data.synthetic")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None

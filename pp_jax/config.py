@@ -124,7 +124,7 @@ class EvalConfig:
 # What a variant means where the user says nothing.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "tiny": MappingProxyType({"trainable": "full", "batch": 8, "lr": 1e-3, "epochs": 30}),
+        "tiny": MappingProxyType({"trainable": "full", "batch": 8, "lr": 1e-3, "epochs": 24}),
         "vit_b": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
         "vit_l": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
         "vit_h": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
