@@ -3,13 +3,10 @@
 import warnings
 from pathlib import Path
 
-import numpy as np
-
 import pp_jax.config
 from data import pipeline, records, sources
-from pp_jax import checkpoints, cli, prompts, sharding
+from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
-from pp_jax.evaluate.controls import fit_mean_shape
 from pp_jax.finetune import loop, optimize, runs, trainable
 from pp_jax.preprocess import filters, fusion
 from pp_jax.sam import VARIANTS
@@ -35,6 +32,7 @@ def main() -> None:
     with cli.one_line_errors():
         settings = pp_jax.config.resolve(cli.parse(TrainConfig, prog="train.py", choices=CHOICES))
         cli.require_clone()
+        runs.require_checkpoint(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device))
         everything = sources.open_dataset(
             settings.data, Path(settings.data_dir), limit=settings.limit
@@ -42,24 +40,19 @@ def main() -> None:
         split = records.split_patients(
             everything, seed=settings.seed, validation=settings.validation, test=settings.test
         )
-        parts = {
-            part: [record for record in everything if record.patient in set(names)]
-            for part, names in split.items()
-        }
+        part_of = {patient: part for part, patients in split.items() for patient in patients}
+        parts: dict[str, list[records.Record]] = {part: [] for part in split}
+        for record in everything:
+            parts[part_of[record.patient]].append(record)
         print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
         feed = make_feed(settings, parts)
-        run = runs.open_run(settings)
-        checkpoints.write_json(run / runs.SPLIT, split)
-        if not (run / runs.ATLAS).is_file():
-            crops = records.object_crops(parts["train"])
-            np.savez(run / runs.ATLAS, **fit_mean_shape(crops).to_arrays())
+        run = runs.open_run(settings, split=split, crops=records.object_crops(parts["train"]))
         loop.fit(run, settings, feed, mesh=mesh)
         print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
 
 
 def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> loop.Feed:
     """Batches of the run's own training and validation parts."""
-    config = VARIANTS[settings.variant]
     boxes_only = [r for r in parts["train"] if r.target == "box" and r.boxes]
     same = settings.prompt == "box" and bool(boxes_only)
     if same:
@@ -69,7 +62,7 @@ def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> 
             stacklevel=2,
         )
     common = {
-        "side": config.image_size,
+        "side": VARIANTS[settings.variant].image_size,
         "batch": settings.batch,
         "max_objects": settings.max_objects,
         "objects": "union" if settings.prompt == "none" else "each",

@@ -1,7 +1,7 @@
 """What is compared: the model and the guesses that see no pixel, on the same images and marks."""
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -40,57 +40,66 @@ class Prediction(NamedTuple):
     predicted_iou: float | None
 
 
+_NOTHING = Marked(np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32))
+
+
+class Protocol(NamedTuple):
+    """A row of `PROTOCOLS`: what the model is told of each object."""
+
+    mark: Callable[[Subject, Float[np.ndarray, " N"]], Marked]  # Given a uniform per object.
+    needs_objects: bool  # Without one there is nothing to mark, and the image is not scored.
+    label: str
+
+
 def draw_marks(prompt: str, subject: Subject, *, seed: int) -> Marked:
     """The marks of one protocol: drawn once per seed and image, whatever else is evaluated."""
     rng = np.random.default_rng([seed, zlib.crc32(subject.id.encode())])
-    none = Marked(np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32))
-    return MARKS[prompt](subject, rng.random(len(subject.objects)), none)
+    return PROTOCOLS[prompt].mark(subject, rng.random(len(subject.objects)))
 
 
-def _exact_box(subject: Subject, uniforms: np.ndarray, none: Marked) -> Marked:
+def _exact_box(subject: Subject, uniforms: Float[np.ndarray, " N"]) -> Marked:
     del uniforms
-    return none._replace(boxes=subject.boxes)
+    return _NOTHING._replace(boxes=subject.boxes)
 
 
-def _one_click(subject: Subject, uniforms: np.ndarray, none: Marked) -> Marked:
+def _one_click(subject: Subject, uniforms: Float[np.ndarray, " N"]) -> Marked:
+    """The pixel number `floor(uniform * count)` of each object, in raster order."""
     points = []
     for pixels, uniform in zip(subject.objects, uniforms, strict=True):
         inside = np.flatnonzero(pixels)
-        index = inside[int(uniform * len(inside))]
-        points.append((index % pixels.shape[1], index // pixels.shape[1]))
-    return none._replace(points=np.array(points, np.float32).reshape(-1, 2))
+        y, x = divmod(inside[int(uniform * len(inside))], pixels.shape[1])
+        points.append((x, y))
+    return _NOTHING._replace(points=np.array(points, np.float32).reshape(-1, 2))
 
 
-def _nothing(subject: Subject, uniforms: np.ndarray, none: Marked) -> Marked:
+def _nothing(subject: Subject, uniforms: Float[np.ndarray, " N"]) -> Marked:
     del subject, uniforms
-    return none
+    return _NOTHING
 
 
-def compare(
-    subjects: Iterable[Subject], tools: Tools, *, prompt: str, seed: int
-) -> Iterator[tuple[Subject, Marked, dict[str, Prediction], list[dict[str, Any]]]]:
-    """For each subject its marks, every method's mask, and a row of figures per method."""
-    for subject in subjects:
-        marked = draw_marks(prompt, subject, seed=seed)
-        predictions = {name: m.predict(subject, marked, tools) for name, m in METHODS.items()}
-        rows = [
+def compare(subject: Subject, marked: Marked, tools: Tools, *, prompt: str) -> list[dict[str, Any]]:
+    """A row of figures for every method, on one image whose marks were drawn before."""
+    rows = []
+    for method in METHODS.values():
+        prediction = method.predict(subject, marked, tools)
+        figures = {
+            name: metric.function(prediction.mask, subject.findings)
+            for name, metric in METRICS.items()
+        }
+        rows.append(
             {
                 "id": subject.id,
                 "patient": subject.patient,
-                "method": METHODS[name].label,
-                "protocol": METHODS[name].protocol or PROTOCOLS[prompt],
+                "method": method.label,
+                "protocol": PROTOCOLS[method.protocol or prompt].label,
                 "target": subject.target,
                 "objects": len(subject.objects),
-                **{
-                    key: metric.function(prediction.mask, subject.findings)
-                    for key, metric in METRICS.items()
-                },
+                **figures,
                 "predicted_iou": prediction.predicted_iou,
                 "empty": emptiness(prediction.mask, subject.findings),
             }
-            for name, prediction in predictions.items()
-        ]
-        yield subject, marked, predictions, rows
+        )
+    return rows
 
 
 def marks_to_plain(marked: Marked) -> dict[str, Any]:
@@ -104,7 +113,7 @@ class Method(NamedTuple):
 
     predict: Callable[[Subject, Marked, Tools], Prediction]
     label: str
-    protocol: str  # What it is told; empty: the marks of the evaluation.
+    protocol: str  # What it is told, of `PROTOCOLS`; empty: the marks of the evaluation.
 
 
 def _sam(subject: Subject, marked: Marked, tools: Tools) -> Prediction:
@@ -121,15 +130,15 @@ def _control(name: str) -> Method:
         more = {"atlas": tools.atlas(subject.patient)} if control.needs_atlas else {}
         return Prediction(control.function(subject.findings.shape, subject.boxes, **more), None)
 
-    return Method(predict, control.label, PROTOCOLS["box"])
+    return Method(predict, control.label, "box")
 
 
-PROTOCOLS: Mapping[str, str] = MappingProxyType(
-    {"box": "exact box", "point": "one click", "none": "nothing"}
-)
-
-MARKS: Mapping[str, Callable[[Subject, np.ndarray, Marked], Marked]] = MappingProxyType(
-    {"box": _exact_box, "point": _one_click, "none": _nothing}
+PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+    {
+        "box": Protocol(_exact_box, True, "exact box"),
+        "point": Protocol(_one_click, True, "one click"),
+        "none": Protocol(_nothing, False, "nothing"),
+    }
 )
 
 METHODS: Mapping[str, Method] = MappingProxyType(

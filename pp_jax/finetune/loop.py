@@ -10,22 +10,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
+from jaxtyping import Int
 from tqdm import tqdm
 
-from pp_jax import checkpoints, sharding, tree
+from pp_jax import sharding
 from pp_jax.config import TrainConfig
 from pp_jax.evaluate import report
 from pp_jax.finetune import runs
+from pp_jax.finetune.losses import Terms
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, averages, make_step, make_terms
-from pp_jax.finetune.trainable import POLICIES
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.prompts import Purpose
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.types import Batch
 
 _PAPER_WARMUP = 250
+_FEWEST_BETWEEN_SAVES = 50  # Of a small data set an epoch is seconds, a checkpoint as well.
 
 
 class Feed(NamedTuple):
@@ -49,6 +52,10 @@ class _Log:
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
             partial.rename(path)
 
+    def draw(self, path: Path) -> None:
+        if self._active:
+            report.learning_curve(path, self.rows)
+
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if self._active:
@@ -63,128 +70,100 @@ def _parse(line: str) -> dict[str, Any] | None:
         return None  # The last line of a run that was killed while it wrote.
 
 
-def steps_in_all(settings: TrainConfig, *, epoch_steps: int) -> int:
-    """Optimizer steps of the whole training."""
-    return settings.steps or settings.epochs * epoch_steps
-
-
 def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dict[str, Any]]:
     """The rows of the log, after training was brought to its last step.
 
     Starts from the newest checkpoint in `run` that verifies, if there is one.
 
     Raises:
-      FloatingPointError: The loss is no longer finite.
+      ValueError: A batch that the devices cannot share, or a loss that is no longer finite.
+      CheckpointError: As `runs.begin`.
     """
-    total = steps_in_all(settings, epoch_steps=feed.epoch_steps)
-    warmup = min(_PAPER_WARMUP, total // 10) if settings.warmup is None else settings.warmup
-    optimizer = make_optimizer(
-        name=settings.optimizer,
-        schedule=settings.schedule,
-        lr=settings.lr,
-        warmup=warmup,
-        steps=total,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-    )
-    state, frozen, base = _begin(run, settings, optimizer, mesh=mesh)
-    start = int(state.step)
+    total = settings.steps or settings.epochs * feed.epoch_steps
+    start = runs.newest_step(run)
     log = _Log(run / runs.METRICS, resumed_at=start)
     if start >= total:
         print(f"{run}: already trained to step {start}")
         return log.rows
     if start:
         print(f"{run}: resuming after step {start}")
-    _describe(state, frozen, settings, total=total, start=start)
-
-    def terms(purpose: Purpose) -> Callable:
-        stage = make_stage(
-            filter=settings.filter,
-            fusion=settings.fusion,
-            blend=settings.blend,
-            side=VARIANTS[settings.variant].image_size,
-        )
-        model = Sam(
-            VARIANTS[settings.variant], dtype=jnp.dtype(settings.dtype), remat=settings.remat
-        )
-        weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
-        return make_terms(model, stage, prompt=settings.prompt, purpose=purpose, weights=weights)
-
-    places = jax.tree.map(lambda x: x.sharding, state)
-    step = jax.jit(
-        make_step(terms(Purpose.TRAIN_PROMPT), optimizer),
-        donate_argnums=0,
-        out_shardings=(places, sharding.replicated(mesh)),
-    )
-    score = jax.jit(terms(Purpose.EVAL_PROMPT), out_shardings=sharding.replicated(mesh))
-    key = jax.random.key(settings.seed)
-    every = settings.save_every or feed.epoch_steps
+    # A batch that the devices or the data do not allow is refused before weights are read.
+    positions = sharding.place_batch(_positions(settings.batch), mesh)
     batches = feed.train(start)
-    shown = jax.process_index() == 0
+    optimizer = _optimizer(settings, steps=total)
+    state, frozen, base = runs.begin(run, settings, optimizer, step=start, mesh=mesh)
+    _describe(state, frozen, settings, total=total, start=start)
+    everywhere = sharding.replicated(mesh)
+    step = jax.jit(
+        make_step(_terms(settings, Purpose.TRAIN_PROMPT), optimizer),
+        donate_argnums=0,
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), everywhere),
+    )
+    score = jax.jit(_terms(settings, Purpose.EVAL_PROMPT), out_shardings=everywhere)
+    key = jax.random.key(settings.seed)
+    every = settings.save_every or max(feed.epoch_steps, _FEWEST_BETWEEN_SAVES)
 
     bar: tqdm | None = None
+    batch = sharding.place_batch(next(batches), mesh)
     for number in range(start + 1, total + 1):
         begun = time.perf_counter()
-        batch = next(batches)
-        batch, positions = _place(batch, mesh)
         state, means = step(state, frozen, batch, positions, key)
+        batch = sharding.place_batch(next(batches), mesh)  # While the devices compute.
         row = _row(number, "train", means, feed.facts)
         row["seconds"] = round(time.perf_counter() - begun, 3)
         log.add(row)
         _require_finite(row, run)
         if bar is None:  # Made after the first step, whose compilation would spoil the estimate.
             tqdm.write(f"compiled, and step {number} done, in {row['seconds']:.1f} s")
-            bar = tqdm(total=total, initial=number, unit="step", disable=not shown)
+            hidden = jax.process_index() > 0
+            bar = tqdm(total=total, initial=number, unit="step", disable=hidden)
         else:
             bar.update()
         bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['dice_metric']:.3f}")
         if number % every == 0 or number == total:
-            scored = _validate(score, state, frozen, feed, key, mesh=mesh)
-            if scored is not None:
-                log.add(_row(number, "validation", scored, feed.facts))
+            means = _validate(score, state, frozen, feed, key, mesh=mesh)
+            if means is not None:
+                scored = _row(number, "validation", means, feed.facts)
+                log.add(scored)
                 tqdm.write(
-                    f"step {number}: validation loss {float(scored['loss']):.3f}, "
-                    f"Dice {float(scored['hard_dice']):.3f}"
+                    f"step {number}: validation loss {scored['loss']:.3f}, "
+                    f"Dice {scored['dice_metric']:.3f}"
                 )
-            runs.save_step(run, state, variant=settings.variant, base=base)
-            checkpoints.prune(run, keep=settings.keep)
-            if shown:
-                report.learning_curve(run / runs.CURVE, log.rows)
-    if bar is not None:
-        bar.close()
+            log.draw(run / runs.CURVE)
+            runs.save_step(run, state, settings=settings, base=base)
+    bar.close()
     return log.rows
 
 
-def _begin(
-    run: Path, settings: TrainConfig, optimizer: Any, *, mesh: Mesh
-) -> tuple[State, dict[str, Any], str]:
-    """The state to go on from, the frozen leaves, and the hash of the frozen leaves' checkpoint."""
-    abstract = runs.shapes(settings.variant, mesh=mesh, rule=settings.sharding)
-    policy = POLICIES[settings.trainable]
-
-    def make(trainable: Any) -> State:
-        return State(jnp.int32(0), trainable, optimizer.init(trainable))
-
-    like = runs.abstract_state(tree.partition(abstract, policy)[0], optimizer, mesh=mesh, make=make)
-    base_folder = run / runs.BASE
-    if base_folder.is_dir():
-        frozen = checkpoints.load(base_folder, tree.partition(abstract, policy)[1])
-        base = checkpoints.sha256(base_folder / checkpoints.MANIFEST)
-        state = runs.restore_state(run, like, base=base)
-        if state is not None:
-            return state, frozen, base
-    variables = runs.initial_variables(settings, mesh=mesh)
-    trainable, frozen = tree.partition(variables, policy)
-    source = settings.checkpoint or "random"
-    base = runs.save_base(run, frozen, variant=settings.variant, source=source)
-    places = jax.tree.map(lambda x: x.sharding, like)
-    return jax.jit(make, out_shardings=places)(trainable), frozen, base
+def _optimizer(settings: TrainConfig, *, steps: int) -> optax.GradientTransformation:
+    warmup = min(_PAPER_WARMUP, steps // 10) if settings.warmup is None else settings.warmup
+    return make_optimizer(
+        name=settings.optimizer,
+        schedule=settings.schedule,
+        lr=settings.lr,
+        warmup=warmup,
+        steps=steps,
+        weight_decay=settings.weight_decay,
+        clip=settings.clip,
+    )
 
 
-def _place(batch: Batch, mesh: Mesh) -> tuple[Batch, jax.Array]:
-    rows, process, count = len(batch.index), jax.process_index(), jax.process_count()
-    positions = process + count * np.arange(rows, dtype=np.int32)
-    return sharding.place_batch((batch, positions), mesh)
+def _terms(settings: TrainConfig, purpose: Purpose) -> Callable[..., Terms]:
+    variant = VARIANTS[settings.variant]
+    stage = make_stage(
+        filter=settings.filter,
+        fusion=settings.fusion,
+        blend=settings.blend,
+        side=variant.image_size,
+    )
+    model = Sam(variant, dtype=jnp.dtype(settings.dtype), remat=settings.remat)
+    weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
+    return make_terms(model, stage, prompt=settings.prompt, purpose=purpose, weights=weights)
+
+
+def _positions(batch: int) -> Int[np.ndarray, " B"]:
+    """Where this process's rows stand in the global batch."""
+    return np.arange(jax.process_index(), batch, jax.process_count(), dtype=np.int32)
 
 
 def _validate(
@@ -201,14 +180,14 @@ def _validate(
 
 
 def _row(step: int, split: str, means: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    values = {name: float(value) for name, value in means.items()}
+    values = {name: float(value) for name, value in jax.device_get(means).items()}
     values["dice_metric"] = values.pop("hard_dice")
     return {"step": step, "split": split, **values, **facts}
 
 
 def _require_finite(row: dict[str, Any], run: Path) -> None:
     if not math.isfinite(row["loss"]):
-        raise FloatingPointError(
+        raise ValueError(
             f"{run}: the loss is {row['loss']} at step {row['step']}; the checkpoints before it "
             "are kept. Try a lower --lr, or --dtype float32"
         )

@@ -1,6 +1,7 @@
 """The folder of a run, and how weights come out of it or out of a converted checkpoint.
 
-RUN/config.json          every choice (and the versions it ran with, in environment.json)
+RUN/config.json          every choice
+RUN/environment.json     versions and devices of its last start
 RUN/split.json           patients of train, validation and test
 RUN/atlas.npz            mean training shape, a control for eval.py
 RUN/base/                frozen leaves, written once
@@ -10,32 +11,165 @@ RUN/learning_curve.png
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import os
-from collections.abc import Callable
+import platform
+import shutil
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from pp_jax import checkpoints, config, prompts, sharding, tree
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import TrainConfig
+from pp_jax.evaluate.controls import Atlas, Crop, fit_mean_shape
 from pp_jax.finetune.step import State
 from pp_jax.finetune.trainable import POLICIES
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
-CONFIG, SPLIT, METRICS, CURVE = "config.json", "split.json", "metrics.jsonl", "learning_curve.png"
-ATLAS, BASE = "atlas.npz", "base"
-_GET = {
-    "vit_b": "sam_vit_b_01ec64.pth",
-    "vit_l": "sam_vit_l_0b3195.pth",
-    "vit_h": "sam_vit_h_4b8939.pth",
-}
-OFFICIAL_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+CONFIG, ENVIRONMENT, SPLIT = "config.json", "environment.json", "split.json"
+METRICS, CURVE, ATLAS, BASE = "metrics.jsonl", "learning_curve.png", "atlas.npz", "base"
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
+
+Split = Mapping[str, Sequence[str]]
+
+
+# The folder.
+
+
+def open_run(settings: TrainConfig, *, split: Split, crops: Iterable[Crop]) -> Path:
+    """The run's folder, ready to start or to resume.
+
+    A run that has not made a step yet has nothing to lose: it starts anew with these settings.
+
+    Args:
+      settings: Resolved.
+      split: Names of the patients of each part.
+      crops: The training objects; looked at only where the mean shape is not there yet.
+
+    Raises:
+      ValueError: It holds a run with other settings (they are named) and `--force` was not given,
+        a run with other patients, or something that is no run.
+    """
+    run = Path(settings.out)
+    if run.exists() and not run.is_dir():
+        raise ValueError(f"--out {run}: a file stands there; choose another folder")
+    if not (run / CONFIG).is_file() and run.is_dir() and any(run.iterdir()):
+        raise ValueError(f"--out {run}: not empty and no run; choose another folder")
+    started = bool(_size(run / METRICS) or checkpoints.steps(run))
+    if started:
+        changed = config.differences(_read_json(run / CONFIG), settings)
+        if changed and not settings.force:
+            listed = ", ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
+            raise ValueError(
+                f"{run}: holds a run with other settings ({listed}); give another --out, the old "
+                "settings to resume it, or --force to move it aside"
+            )
+        if changed:
+            _move_aside(run)
+            started = False
+    if started:
+        _require_same_split(run, split)
+    else:
+        run.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(run / SPLIT, split)
+        _write_atlas(run, fit_mean_shape(crops))
+    # Last, since a folder without it is no run.
+    checkpoints.write_json(run / ENVIRONMENT, _environment())
+    checkpoints.write_json(run / CONFIG, dataclasses.asdict(settings))
+    return run
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _move_aside(run: Path) -> None:
+    number = 1
+    while (aside := run.with_name(f"{run.name}.old{number}")).exists():
+        number += 1
+    os.rename(run, aside)
+    print(f"moved the old run to {aside}")
+
+
+def _environment() -> dict[str, str]:
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return {"python": platform.python_version(), **versions, "devices": devices}
+
+
+def _require_same_split(run: Path, split: Split) -> None:
+    for part, names in read_split(run).items():
+        moved = sorted(set(names) ^ set(split[part]))
+        if moved:
+            raise ValueError(
+                f"{run}: the data set changed since this run began: {len(moved)} patients of its "
+                f"{part} part came or went, first {moved[0]}; restore the data or give another "
+                "--out"
+            )
+
+
+def _write_atlas(run: Path, atlas: Atlas) -> None:
+    partial = run / (ATLAS + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **atlas.to_arrays())
+    partial.rename(run / ATLAS)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore a copy of it") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: damaged (no object); restore a copy of it")
+    return content
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The choices a run was made with.
+
+    Raises:
+      CheckpointError: They are not those of this version.
+    """
+    held = _read_json(run / CONFIG)
+    try:
+        return TrainConfig(**held)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{run / CONFIG}: not the config of a run of this version ({error})"
+        ) from error
+
+
+def read_split(run: Path) -> dict[str, list[str]]:
+    """Patients of each part."""
+    return _read_json(run / SPLIT)
+
+
+def read_atlas(run: Path) -> Atlas:
+    """The mean training shape.
+
+    Raises:
+      CheckpointError: Damaged.
+    """
+    try:
+        with np.load(run / ATLAS) as arrays:
+            return Atlas.from_arrays(arrays)
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise CheckpointError(f"{run / ATLAS}: damaged ({error}); restore a copy") from error
+
+
+# Weights.
 
 
 class Loaded(NamedTuple):
@@ -45,55 +179,6 @@ class Loaded(NamedTuple):
     variables: dict[str, Any]
     config: TrainConfig | None  # None: converted weights, no run.
     step: int | None
-    facts: dict[str, Any]  # The manifest.
-
-
-def shapes(variant: str, *, mesh: Mesh, rule: str = "data") -> dict[str, Any]:
-    """Shapes and placements of all variables of a variant."""
-    abstract = jax.eval_shape(lambda key: init(Sam(VARIANTS[variant]), key), jax.random.key(0))
-    return _placed(abstract, sharding.placements(abstract, mesh, rule))
-
-
-def _placed(abstract: Any, where: Any) -> Any:
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, where
-    )
-
-
-def initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
-    """The weights a training starts from: converted ones, another run's, or random ones.
-
-    Raises:
-      CheckpointError: None where some are needed, damaged ones, or another variant's.
-    """
-    if settings.checkpoint:
-        folder = Path(settings.checkpoint)
-        if not folder.exists():
-            raise CheckpointError(_how_to_get(folder, settings.variant))
-        loaded = load(folder, mesh=mesh, rule=settings.sharding)
-        if loaded.variant != settings.variant:
-            raise CheckpointError(
-                f"{folder}: weights of {loaded.variant}, not of {settings.variant}; "
-                f"use --variant {loaded.variant} or another --checkpoint"
-            )
-        return loaded.variables
-    model = Sam(VARIANTS[settings.variant])
-    key = jax.random.fold_in(jax.random.key(settings.seed), prompts.Purpose.INIT)
-    where = sharding.placements(
-        jax.eval_shape(lambda k: init(model, k), key), mesh, settings.sharding
-    )
-    return jax.jit(lambda k: init(model, k), out_shardings=where)(key)
-
-
-def _how_to_get(folder: Path, variant: str) -> str:
-    if variant not in _GET:
-        return f"{folder}: no such folder; --checkpoint takes a converted checkpoint or a run"
-    file = _GET[variant]
-    return (
-        f"{folder}: no such folder. Get the official weights and convert them with "
-        f"`curl -LO {OFFICIAL_URL}{file}` and "
-        f"`python -m convert {file} checkpoints/{variant}`, or add `--init random`"
-    )
 
 
 def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
@@ -108,113 +193,170 @@ def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
     variant = facts.get("variant")
     if variant not in VARIANTS or facts.get("kind") != "converted":
         raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
-    variables = checkpoints.load(folder, shapes(variant, mesh=mesh, rule=rule))
-    return Loaded(variant, variables, None, None, facts)
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The choices a run was made with.
-
-    Raises:
-      CheckpointError: They are not those of this version.
-    """
-    path = run / CONFIG
-    try:
-        return TrainConfig(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: not the config of a run ({error})") from error
+    variables = checkpoints.load(folder, _shapes(variant, mesh=mesh, rule=rule))
+    return Loaded(variant, variables, None, None)
 
 
 def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
     settings = read_config(run)
-    step = checkpoints.newest_verified(run)
-    if step is None:
+    step = newest_step(run)
+    if not step:
         raise CheckpointError(
-            f"{run}: no checkpoint of this run verifies; start it again with the same command"
+            f"{run}: a run without a checkpoint yet; start it again with the same command"
         )
-    abstract = shapes(settings.variant, mesh=mesh, rule=rule)
+    abstract = _shapes(settings.variant, mesh=mesh, rule=rule)
     trainable, frozen = tree.partition(abstract, POLICIES[settings.trainable])
-    held = checkpoints.load_part(checkpoints.step_folder(run, step), {"trainable": trainable})
-    base = checkpoints.load(run / BASE, frozen)
-    facts = checkpoints.read_manifest(checkpoints.step_folder(run, step))
-    variables = tree.combine(held["trainable"], base)
-    return Loaded(settings.variant, variables, settings, step, facts)
-
-
-def open_run(settings: TrainConfig) -> Path:
-    """The run's folder, ready to start or to resume.
-
-    Raises:
-      ValueError: It holds a run with other settings (they are named) and `--force` was not given.
-    """
-    run = Path(settings.out)
-    path = run / CONFIG
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"--out {run}: a file stands there; choose another folder")
-    if path.is_file():
-        changed = config.differences(json.loads(path.read_text()), settings)
-        if changed and not settings.force:
-            listed = ", ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-            raise ValueError(
-                f"{run}: holds a run with other settings ({listed}); give another --out, the old "
-                "settings to resume it, or --force to move it aside"
-            )
-        if changed:
-            _move_aside(run)
-    elif run.is_dir() and any(run.iterdir()):
-        raise ValueError(f"--out {run}: not empty and no run; choose another folder")
-    run.mkdir(parents=True, exist_ok=True)
-    checkpoints.write_json(path, dataclasses.asdict(settings))
-    return run
-
-
-def _move_aside(run: Path) -> None:
-    number = 1
-    while (aside := run.with_name(f"{run.name}.old{number}")).exists():
-        number += 1
-    os.rename(run, aside)
-    print(f"moved the old run to {aside}")
-
-
-def save_step(run: Path, state: State, *, variant: str, base: str) -> None:
-    """The state stands in the run as a checkpoint of its step."""
-    step = int(state.step)
-    facts = {"kind": "step", "variant": variant, "step": step, "base_sha256": base}
     folder = checkpoints.step_folder(run, step)
-    checkpoints.save(folder, state._asdict(), facts=facts)
+    held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
+    base, _ = _load_base(run, frozen, step=folder)
+    return Loaded(settings.variant, tree.combine(held, base), settings, step)
 
 
-def save_base(run: Path, frozen: Any, *, variant: str, source: str) -> str:
-    """The frozen leaves stand in the run; returns the hash that step checkpoints refer to."""
-    folder = run / BASE
-    if not folder.is_dir():
-        facts = {"kind": "base", "variant": variant, "source": source}
-        checkpoints.save(folder, frozen, facts=facts)
-    return checkpoints.sha256(folder / checkpoints.MANIFEST)
-
-
-def restore_state(run: Path, like: State, *, base: str) -> State | None:
-    """The newest state of a run that verifies, None if it has none.
+def newest_step(run: Path) -> int:
+    """The newest step of a run whose checkpoint verifies; 0 before the first.
 
     Raises:
-      CheckpointError: It was trained on another base than the one that stands in the run.
+      CheckpointError: It has checkpoints, and none verifies.
     """
     step = checkpoints.newest_verified(run)
-    if step is None:
-        return None
-    folder = checkpoints.step_folder(run, step)
-    if checkpoints.read_manifest(folder)["base_sha256"] != base:
-        raise CheckpointError(f"{folder}: was trained on other frozen weights than {run / BASE}")
-    return State(**checkpoints.load(folder, like._asdict()))
+    if step is None and checkpoints.steps(run):
+        raise CheckpointError(
+            f"{run / 'steps'}: every checkpoint of this run is damaged; restore a copy of one, or "
+            "remove the folder of the run to start anew"
+        )
+    return step or 0
 
 
-def abstract_state(
+def _shapes(variant: str, *, mesh: Mesh, rule: str) -> dict[str, Any]:
+    """Shapes and placements of all variables of a variant."""
+    abstract = jax.eval_shape(lambda key: init(Sam(VARIANTS[variant]), key), jax.random.key(0))
+    return _placed(abstract, sharding.placements(abstract, mesh, rule))
+
+
+def _placed(abstract: Any, where: Any) -> Any:
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, where
+    )
+
+
+def _load_base(run: Path, like: Any, *, step: Path) -> tuple[dict[str, Any], str]:
+    """The frozen leaves and their hash, which must be the one that the step was trained with."""
+    digest = checkpoints.sha256(run / BASE / checkpoints.MANIFEST)
+    if checkpoints.read_manifest(step).get("base_sha256") != digest:
+        raise CheckpointError(f"{step}: was trained on other frozen weights than {run / BASE}")
+    return checkpoints.load(run / BASE, like), digest
+
+
+def require_checkpoint(settings: TrainConfig) -> None:
+    """Nothing, when the weights to start from are there or none are needed.
+
+    Raises:
+      CheckpointError: They are not; says how to get them.
+    """
+    if settings.checkpoint and not Path(settings.checkpoint).exists():
+        raise CheckpointError(_how_to_get(settings.checkpoint, settings.variant))
+
+
+def _how_to_get(folder: str, variant: str) -> str:
+    if variant not in OFFICIAL:
+        return f"{folder}: no such folder; --checkpoint takes a converted checkpoint or a run"
+    file = OFFICIAL[variant]
+    return (
+        f"{folder}: no such folder. Get the official weights and convert them with "
+        f"`curl -LO {_URL}{file}` and "
+        f"`python -m convert {file} checkpoints/{variant}`, or add `--init random`"
+    )
+
+
+def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
+    """The weights a training starts from: converted ones, another run's, or random ones."""
+    if settings.checkpoint:
+        loaded = load(Path(settings.checkpoint), mesh=mesh, rule=settings.sharding)
+        if loaded.variant != settings.variant:
+            raise CheckpointError(
+                f"{settings.checkpoint}: weights of {loaded.variant}, not of {settings.variant}; "
+                f"use --variant {loaded.variant} or another --checkpoint"
+            )
+        return loaded.variables
+    model = Sam(VARIANTS[settings.variant])
+    key = jax.random.fold_in(jax.random.key(settings.seed), prompts.Purpose.INIT)
+    places = _places(_shapes(settings.variant, mesh=mesh, rule=settings.sharding))
+    return jax.jit(lambda k: init(model, k), out_shardings=places)(key)
+
+
+# The state of a training.
+
+
+class Begun(NamedTuple):
+    """What a training goes on from."""
+
+    state: State
+    frozen: dict[str, Any]
+    base: str  # Hash of the frozen leaves' checkpoint, to stand in every step's.
+
+
+def begin(
+    run: Path,
+    settings: TrainConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    step: int,
+    mesh: Mesh,
+) -> Begun:
+    """The state at `step` of the run; at 0 the initial weights, whose frozen leaves are written.
+
+    Raises:
+      CheckpointError: Weights of another variant, or damaged ones.
+    """
+    policy = POLICIES[settings.trainable]
+    abstract = _shapes(settings.variant, mesh=mesh, rule=settings.sharding)
+    trainable, frozen = tree.partition(abstract, policy)
+
+    def make(trainable: Any) -> State:
+        return State(jnp.int32(0), trainable, optimizer.init(trainable))
+
+    like = _abstract_state(trainable, optimizer, mesh=mesh, make=make)
+    if step:
+        folder = checkpoints.step_folder(run, step)
+        base, digest = _load_base(run, frozen, step=folder)
+        _forget_after(run, step)
+        return Begun(State(**checkpoints.load(folder, like._asdict())), base, digest)
+    trainable, frozen = tree.partition(_initial_variables(settings, mesh=mesh), policy)
+    facts = {
+        "kind": "base",
+        "variant": settings.variant,
+        "source": settings.checkpoint or "random",
+    }
+    checkpoints.save(run / BASE, frozen, facts=facts)
+    state = jax.jit(make, out_shardings=_places(like))(trainable)
+    return Begun(state, frozen, checkpoints.sha256(run / BASE / checkpoints.MANIFEST))
+
+
+def _forget_after(run: Path, step: int) -> None:
+    """Steps after the one that is resumed from are damaged: kept, they would pass for the newest
+    and `prune` would remove good ones in their place.
+    """
+    if jax.process_index() == 0:
+        for later in checkpoints.steps(run):
+            if later > step:
+                shutil.rmtree(checkpoints.step_folder(run, later))
+
+
+def save_step(run: Path, state: State, *, settings: TrainConfig, base: str) -> None:
+    """The state stands in the run as a checkpoint of its step, and old ones are gone."""
+    step = int(state.step)
+    facts = {"kind": "step", "variant": settings.variant, "step": step, "base_sha256": base}
+    checkpoints.save(checkpoints.step_folder(run, step), state._asdict(), facts=facts)
+    checkpoints.prune(run, keep=settings.keep)
+
+
+def _abstract_state(
     trainable: Any, optimizer: optax.GradientTransformation, *, mesh: Mesh, make: Callable
 ) -> State:
     """Shapes and placements of a training state: moments lie where their parameters lie."""
     state = jax.eval_shape(make, trainable)
     everywhere = sharding.replicated(mesh)
-    params = jax.tree.map(lambda x: x.sharding, trainable)
+    params = _places(trainable)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, place: place,
@@ -223,3 +365,18 @@ def abstract_state(
         transform_non_params=lambda _: everywhere,
     )
     return _placed(state, State(everywhere, params, moments))
+
+
+def _places(arrays: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, arrays)
+
+
+_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+OFFICIAL: Mapping[str, str] = MappingProxyType(
+    {
+        "vit_b": "sam_vit_b_01ec64.pth",
+        "vit_l": "sam_vit_l_0b3195.pth",
+        "vit_h": "sam_vit_h_4b8939.pth",
+    }
+)

@@ -62,49 +62,49 @@ def make_segment(
 ) -> Callable[[UInt8[np.ndarray, "H W 3"], Marked], Masks]:
     """A function from an image of any size and its marks to one mask per mark.
 
-    Of the three masks of a prompt it takes the one with the highest predicted IoU. It compiles for
-    each multiple of 256 of the image's sides and of 4 of the number of marks.
+    Of the three masks of a prompt it takes the one with the highest predicted IoU. The model is
+    compiled for each multiple of 4 of the number of marks, whatever the image's size; the upscaling
+    alone, within a second, for each multiple of 256 of the image's sides.
     """
     side = model.config.image_size
 
-    @partial(jax.jit, static_argnames="canvas")
-    def run(
+    @jax.jit
+    def answer(
         variables: Mapping[str, Any],
         image: UInt8[Array, "1 S S 3"],
         size: Int[Array, "1 2"],
-        original: Int[Array, "2"],
         prompts: Prompts,
-        canvas: tuple[int, int],
-    ) -> tuple[Bool[Array, "N H W"], Float[Array, " N"]]:
+    ) -> tuple[Float[Array, "N h w"], Float[Array, " N"]]:
         embedding = embed(model, variables, image, size, stage=stage)
         best = predict(model, variables, embedding, prompts).three().best()
+        return best.logits[0, :, 0], best.iou[0, :, 0]
 
-        def up(logits: Float[Array, "1 h w"]) -> Bool[Array, "H W"]:
-            # One prompt at a time: a 3000-pixel film with four objects would fill a laptop.
-            return (
-                geometry.postprocess_masks(
-                    logits, side=side, size=size[0], original=original, canvas=canvas
-                )[0]
-                > 0
-            )
-
-        return jax.lax.map(up, best.logits[0]), best.iou[0, :, 0]
+    @partial(jax.jit, static_argnames="canvas")
+    def to_original(
+        logits: Float[Array, "h w"],
+        size: Int[Array, "2"],
+        original: Int[Array, "2"],
+        canvas: tuple[int, int],
+    ) -> Bool[Array, "H W"]:
+        # One mask at a time: a 3000-pixel film with four objects would fill a laptop.
+        frame = geometry.postprocess_masks(
+            logits[None], side=side, size=size, original=original, canvas=canvas
+        )
+        return frame[0] > 0
 
     def segment(image: UInt8[np.ndarray, "H W 3"], marked: Marked) -> Masks:
         height, width = image.shape[:2]
         resized = geometry.resize_image(image, longest=side)
-        size = resized.shape[:2]
-        prompts, count = _to_prompts(marked, original=(height, width), resized=size, model=model)
-        canvas = tuple(-(-length // _CANVAS) * _CANVAS for length in (height, width))
-        masks, iou = run(
-            variables,
-            geometry.pad_square(resized, side=side)[None],
-            np.array([size], np.int32),
-            np.array([height, width], np.int32),
-            prompts,
-            canvas,
+        size, original = np.array(resized.shape[:2]), np.array([height, width])
+        prompts, count = _to_prompts(
+            marked, original=(height, width), resized=resized.shape[:2], model=model
         )
-        return Masks(np.asarray(masks[:count, :height, :width]), np.asarray(iou[:count]))
+        logits, iou = answer(
+            variables, geometry.pad_square(resized, side=side)[None], size[None], prompts
+        )
+        canvas = tuple(-(-length // _CANVAS) * _CANVAS for length in (height, width))
+        masks = [np.asarray(to_original(logits[i], size, original, canvas)) for i in range(count)]
+        return Masks(np.stack(masks)[:, :height, :width], np.asarray(iou[:count]))
 
     return segment
 
