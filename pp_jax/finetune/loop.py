@@ -76,8 +76,9 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     Starts from the newest checkpoint in `run` that verifies, if there is one.
 
     Raises:
-      ValueError: A batch that the devices cannot share, or a loss that is no longer finite.
+      ValueError: A batch that the devices cannot share or the data cannot fill.
       CheckpointError: As `runs.begin`.
+      FloatingPointError: The loss is no longer finite.
     """
     total = settings.steps or settings.epochs * feed.epoch_steps
     start = runs.newest_step(run)
@@ -187,7 +188,7 @@ def _row(step: int, split: str, means: dict[str, Any], facts: dict[str, Any]) ->
 
 def _require_finite(row: dict[str, Any], run: Path) -> None:
     if not math.isfinite(row["loss"]):
-        raise ValueError(
+        raise FloatingPointError(
             f"{run}: the loss is {row['loss']} at step {row['step']}; the checkpoints before it "
             "are kept. Try a lower --lr, or --dtype float32"
         )
