@@ -14,17 +14,27 @@ import numpy as np
 import pytest
 import torch
 
+from convert.ladder import (
+    Case,
+    cases,
+    channels_first,
+    climb,
+    official_answer,
+    official_stages,
+    our_stages,
+    table,
+    to_prompts,
+)
 from convert.official import to_variables
 from convert.rules import Entry, correspondence
 from pp_jax import tree
 from pp_jax.preprocess.geometry import postprocess_masks
-from pp_jax.prompts import make_prompts
 from pp_jax.sam import VARIANTS, Sam, SamOutput
 from pp_jax.sam.attention import relative_positions
 from pp_jax.sam.image_encoder import Block
 from pp_jax.sam.interpolate import resize_positions
 from pp_jax.sam.model import init
-from pp_jax.types import NEUTRAL, Prompts
+from pp_jax.types import NEUTRAL
 from tests import official
 
 # Largest absolute difference, float32. Both sides round each of some hundred operations in another
@@ -44,90 +54,6 @@ class Weights(NamedTuple):
     variables: dict
 
 
-class Case(NamedTuple):
-    """One prompt in the model frame; a None is not given."""
-
-    name: str
-    points: list[tuple[float, float]] | None = None
-    labels: list[int] | None = None
-    box: tuple[float, float, float, float] | None = None
-    mask: int | None = None  # Seed of the mask prompt's logits.
-
-
-def cases(side: int) -> list[Case]:
-    """Every type of prompt and their mixes."""
-    s = side / 1024
-    box = (200.5 * s, 101.25 * s, 700.0 * s, 480.75 * s)
-    three = [(500.0 * s, 375.0 * s), (1013.0 * s, 20.0 * s), (3.0 * s, 700.5 * s)]
-    return [
-        Case("one point", points=three[:1], labels=[1]),
-        Case("three points", points=three, labels=[1, 0, 1]),
-        Case("box", box=box),
-        Case("points and box", points=three[:2], labels=[0, 1], box=box),
-        Case("mask", mask=1),
-        Case("point and mask", points=three[2:], labels=[0], mask=2),
-        Case("box and mask", box=box, mask=3),
-        Case("nothing"),
-    ]
-
-
-def mask_logits(seed: int, side: int) -> np.ndarray:
-    """A smooth mask prompt of raw logits."""
-    coarse = np.random.default_rng(seed).normal(size=(1, 1, 8, 8)).astype(np.float32)
-    up = torch.nn.functional.interpolate(torch.from_numpy(8 * coarse), (side, side), mode="bicubic")
-    return up[0, 0].numpy()
-
-
-def torch_answer(
-    model: official.Sam, embedding: torch.Tensor, case: Case, mask_side: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """All four masks' logits and IoU of one prompt on one image, and its encoding."""
-    points = None
-    if case.points:
-        points = (torch.tensor([case.points]), torch.tensor([case.labels]))
-    box = torch.tensor([case.box]) if case.box else None
-    mask = None
-    if case.mask is not None:
-        mask = torch.from_numpy(mask_logits(case.mask, mask_side))[None, None]
-    with torch.no_grad():
-        sparse, dense = model.prompt_encoder(points=points, boxes=box, masks=mask)
-        logits, iou = model.mask_decoder.predict_masks(
-            image_embeddings=embedding[None],
-            image_pe=model.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-        )
-    prompt = {"sparse": sparse[0].numpy(), "dense": dense[0].permute(1, 2, 0).numpy()}
-    return logits[0].numpy(), iou[0].numpy(), prompt
-
-
-def our_prompts(which: list[Case], *, batch: int, mask_side: int) -> Prompts:
-    """All cases as the `N` prompts of each image, in one padded record."""
-    count, most = len(which), max(len(c.points or []) for c in which)
-    points, labels = np.zeros((count, most, 2), np.float32), np.full((count, most), NEUTRAL)
-    boxes, masks = np.zeros((count, 4), np.float32), np.zeros((count, mask_side, mask_side))
-    for i, case in enumerate(which):
-        if case.points:
-            points[i, : len(case.points)], labels[i, : len(case.points)] = case.points, case.labels
-        if case.box:
-            boxes[i] = case.box
-        if case.mask is not None:
-            masks[i] = mask_logits(case.mask, mask_side)
-
-    def many(x: np.ndarray, dtype: type) -> jax.Array:
-        return jnp.asarray(np.broadcast_to(x, (batch, *x.shape)), dtype)
-
-    return make_prompts(
-        points=many(points, np.float32),
-        labels=many(labels, np.int32),
-        boxes=many(boxes, np.float32),
-        has_box=many(np.array([c.box is not None for c in which]), bool),
-        masks=many(masks, np.float32),
-        has_mask=many(np.array([c.mask is not None for c in which]), bool),
-        mask_side=mask_side,
-    )
-
-
 @functools.cache
 def weights(variant: str) -> Weights:
     model = official.randomise(official.build(VARIANTS[variant]), seed=0)
@@ -140,10 +66,6 @@ def pixels(variant: str, *, batch: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(batch, side, side, 3)).astype(np.float32)
 
 
-def channels_first(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.moveaxis(x, -1, 1).copy())
-
-
 def big(variant: str) -> object:
     return pytest.param(variant, marks=[pytest.mark.parity, pytest.mark.timeout(1800)])
 
@@ -154,21 +76,8 @@ def encoded(request: pytest.FixtureRequest) -> tuple[str, dict, dict]:
     variant = request.param
     config, (model, variables) = VARIANTS[variant], weights(variant)
     image = pixels(variant, batch=2 if variant == "tiny" else 1)
-    names = {"patch_embed": "patch_embed"}
-    names |= {f"blocks_{i:02d}": f"blocks.{i}" for i in range(config.depth)}
-    names |= {f"neck_{i}": f"neck.{i}" for i in range(4)}
-    encoder = model.image_encoder
-    want = official.listen(encoder, names, lambda: encoder(channels_first(image)))
-    want |= {k: np.moveaxis(v, 1, -1) for k, v in want.items() if k.startswith("neck")}
-
-    @jax.jit
-    def run(variables: dict, image: jax.Array) -> dict:
-        _, kept = Sam(config).apply(
-            variables, image, method="encode", capture_intermediates=True, mutable="intermediates"
-        )
-        return {name: kept["intermediates"]["image_encoder"][name]["__call__"][0] for name in names}
-
-    return variant, jax.tree.map(np.asarray, run(variables, image)), want
+    ours = our_stages(config, variables, image)
+    return variant, ours, official_stages(config, model, image)
 
 
 @pytest.fixture(scope="module", params=["tiny", "vit_b"])
@@ -180,12 +89,12 @@ def decoded(request: pytest.FixtureRequest) -> tuple[str, list[Case], SamOutput,
     batch = 2 if variant == "tiny" else 1
     shape = (batch, config.grid, config.grid, config.out_dim)
     embedding = np.random.default_rng(4).normal(size=shape).astype(np.float32)
-    prompts = our_prompts(which, batch=batch, mask_side=config.mask_side)
+    prompts = to_prompts(which, batch=batch, mask_side=config.mask_side)
     got = jax.jit(functools.partial(Sam(config).apply, method="decode"))(
         variables, embedding, prompts
     )
     want = [
-        [torch_answer(model, e, case, config.mask_side) for case in which]
+        [official_answer(model, e, case, mask_side=config.mask_side) for case in which]
         for e in channels_first(embedding)
     ]
     return variant, which, got, want
@@ -209,19 +118,19 @@ def test_image_embedding_equals(encoded: tuple) -> None:
 def test_prompt_encoder_equals_for_every_prompt_type(decoded: tuple) -> None:
     variant, which, _, want = decoded
     config = VARIANTS[variant]
-    prompts = our_prompts(which, batch=1, mask_side=config.mask_side)
+    prompts = to_prompts(which, batch=1, mask_side=config.mask_side)
     sparse, dense = Sam(config).apply(
         weights(variant).variables, prompts, method=lambda sam, p: sam.prompt_encoder(p)
     )
     for n, case in enumerate(which):
-        expected = want[0][n][2]
+        expected = want[0][n]
         used = np.asarray(prompts.labels[0, n]) != NEUTRAL
         # The official order: points, then the pad point or the box corners.
-        assert used.sum() == len(expected["sparse"]), case.name
+        assert used.sum() == len(expected.sparse), case.name
         np.testing.assert_allclose(
-            np.asarray(sparse[0, n])[used], expected["sparse"], atol=1e-4, err_msg=case.name
+            np.asarray(sparse[0, n])[used], expected.sparse, atol=1e-4, err_msg=case.name
         )
-        np.testing.assert_allclose(dense[0, n], expected["dense"], atol=1e-5, err_msg=case.name)
+        np.testing.assert_allclose(dense[0, n], expected.dense, atol=1e-5, err_msg=case.name)
 
 
 @pytest.mark.parametrize("variant", ["tiny", "vit_b"])
@@ -239,7 +148,7 @@ def test_mixed_prompts_in_one_call_equal_each_alone(decoded: tuple) -> None:
     variant, which, got, want = decoded
     worst = {"logits": 0.0, "iou": 0.0}
     for b, per_image in enumerate(want):
-        for n, (logits, iou, _) in enumerate(per_image):
+        for n, (_, _, logits, iou) in enumerate(per_image):
             difference = np.abs(np.asarray(got.logits[b, n]) - logits).max() / logits.std()
             error = np.abs(np.asarray(got.iou[b, n]) - iou).max()
             worst = {"logits": max(worst["logits"], difference), "iou": max(worst["iou"], error)}
@@ -253,7 +162,7 @@ def test_upscaled_masks_equal(decoded: tuple) -> None:
     side = VARIANTS[variant].image_size
     size, original = (side, side * 3 // 4), (side + 87, (side + 87) * 3 // 4)
     model = weights(variant).torch
-    for n, (logits, _, _) in enumerate(want[0]):
+    for n, (_, _, logits, _) in enumerate(want[0]):
         theirs = model.postprocess_masks(torch.from_numpy(logits)[None], size, original)[0] > 0
         mine = postprocess_masks(
             got.logits[0, n],
@@ -270,12 +179,13 @@ def test_upscaled_masks_equal(decoded: tuple) -> None:
 def test_image_to_masks_equals(variant: str) -> None:
     config, (model, variables) = VARIANTS[variant], weights(variant)
     image, which = pixels(variant, batch=1), cases(config.image_size)
-    prompts = our_prompts(which, batch=1, mask_side=config.mask_side)
+    prompts = to_prompts(which, batch=1, mask_side=config.mask_side)
     got = jax.jit(Sam(config).apply)(variables, image, prompts)
     with torch.no_grad():
         embedding = model.image_encoder(channels_first(image))[0]
     for n, case in enumerate(which):
-        logits, iou, _ = torch_answer(model, embedding, case, config.mask_side)
+        answer = official_answer(model, embedding, case, mask_side=config.mask_side)
+        logits, iou = answer.logits, answer.iou
         mine = np.asarray(got.logits[0, n])
         assert np.abs(mine - logits).max() / logits.std() < LOGITS, case.name
         assert np.abs(got.iou[0, n] - iou).max() < IOU, case.name
@@ -314,7 +224,7 @@ def test_every_tensor_moves_the_output_by_a_hundred_tolerances() -> None:
     """Else a swapped or ignored tensor could hide in the tolerance."""
     config = VARIANTS["tiny"]
     image = pixels("tiny", batch=1)
-    prompts = our_prompts(cases(config.image_size), batch=1, mask_side=config.mask_side)
+    prompts = to_prompts(cases(config.image_size), batch=1, mask_side=config.mask_side)
     run = jax.jit(lambda v: Sam(config).apply(v, image, prompts))
     assert not idle_tensors(weights("tiny").variables, "", run, masks_moved)
 
@@ -345,7 +255,7 @@ def test_every_tensor_of_vit_b_moves_its_stage_by_a_hundred_tolerances() -> None
         assert not idle_tensors(variables, stage, ends, lambda a, b: np.abs(a - b).max() / STAGE)
 
     embedding = rng.normal(size=(1, 64, 64, 256)).astype(np.float32)
-    prompts = our_prompts(cases(1024), batch=1, mask_side=config.mask_side)
+    prompts = to_prompts(cases(1024), batch=1, mask_side=config.mask_side)
     decode = jax.jit(lambda v: Sam(config).apply(v, embedding, prompts, method="decode"))
     for stage in ("prompt_encoder", "mask_decoder"):
         assert not idle_tensors(variables, stage, decode, masks_moved)
@@ -414,3 +324,33 @@ def test_encoder_at_another_image_size_equals(size: int) -> None:
     got = jax.jit(functools.partial(Sam(other).apply, method="encode"))(variables, image)
     want = model(channels_first(image)).permute(0, 2, 3, 1).numpy()
     assert np.abs(got - want).max() < EMBEDDING_MAX
+
+
+def a_picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(6).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.mark.parametrize("variant", ["tiny", big("vit_b"), big("vit_l"), big("vit_h")])
+def test_every_rung_of_the_ladder_holds(variant: str, request: pytest.FixtureRequest) -> None:
+    """From an image file's pixels to masks at its size; `make parity` keeps the table."""
+    config, (model, variables) = VARIANTS[variant], weights(variant)
+    rungs = list(climb(config, variables, model, a_picture(310, 450)))
+    text = table(rungs)
+    print(f"\n{variant}\n{text}")
+    folder = request.config.rootpath / "runs" / "parity"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{variant}.txt").write_text(text + "\n")
+    assert all(rung.holds for rung in rungs)
+    if variant in ("vit_l", "vit_h"):
+        weights.cache_clear()  # 5 GiB that no later test wants.
+
+
+def test_the_ladder_names_the_stage_that_is_broken() -> None:
+    config, (model, variables) = VARIANTS["tiny"], weights("tiny")
+    flat = tree.flatten(variables)
+    name = "params/image_encoder/blocks_03/attn/rel_pos_h"
+    flat[name] = flat[name][::-1]
+    rungs = list(climb(config, tree.unflatten(flat), model, a_picture(64, 90)))
+    first = next(rung for rung in rungs if not rung.holds)
+    assert first.stage == "image_encoder/blocks_03"
+    assert "image_encoder/blocks_03" in table(rungs).split("<- differs first")[0].splitlines()[-1]
