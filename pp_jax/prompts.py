@@ -22,6 +22,13 @@ from pp_jax.types import BOTTOM_RIGHT, FOREGROUND, NEUTRAL, NOT_A_POINT, TOP_LEF
 _BOX_SIGMA = 0.1
 _BOX_LIMIT = 20 / 1024
 
+_STROKE_CLICKS = 4  # Of a simulated scribble or lasso.
+# A simulated lasso is the target's outline after a blur, as a share of the canvas's side, at a
+# level drawn from this range: sloppy by as much to both sides.
+_LASSO_BLUR = 1 / 32
+_LASSO_LEVELS = 0.3, 0.7
+_LASSO_LOGIT = 10.0  # Size of SAM's own logits far from an outline.
+
 
 class Purpose(enum.IntEnum):
     """What a random draw is for. Numbers are part of every run: append, never renumber."""
@@ -38,6 +45,8 @@ class Marks(NamedTuple):
     labels: Int[Array, "N P"] | None = None
     boxes: Float[Array, "N 4"] | None = None
     has_box: Bool[Array, " N"] | None = None
+    masks: Float[Array, "N h w"] | None = None  # Raw logits, low resolution, padded model frame.
+    has_mask: Bool[Array, " N"] | None = None
 
 
 def example_keys(
@@ -175,14 +184,67 @@ def point_prompt(
     counts. An empty target gets no click. The centre is held inside the valid `size`.
     """
     del boxes
-    fullest = jnp.max(targets, axis=(1, 2), keepdims=True)
-    foreground = (targets > 0.5) | ((fullest <= 0.5) & (targets == fullest))
     uniform = jax.random.uniform(key, targets.shape[:1])
-    cells = jax.vmap(draw_cell)(foreground, uniform)
-    stride = side / targets.shape[-1]
-    points = jnp.minimum((cells + 0.5) * stride - 0.5, size[::-1] - 1)
-    clicked = valid & (fullest[:, 0, 0] > 0)
-    return Marks(points=points[:, None], labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None])
+    cells = jax.vmap(draw_cell)(_clickable(targets), uniform)
+    clicked = valid & jnp.any(targets > 0, axis=(1, 2))
+    return Marks(
+        points=_cell_centres(cells, targets, size, side=side)[:, None],
+        labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None],
+    )
+
+
+def scribble_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """Four clicks spread over each target, as a scribble across all of it would be read.
+
+    The first is that of `point_prompt`; each other is the cell farthest from all before it. A
+    target of fewer cells gets one click on each.
+    """
+    del boxes
+    cells = _clickable(targets)
+    first = jax.vmap(draw_cell)(cells, jax.random.uniform(key, targets.shape[:1]))
+    spread, fresh = jax.vmap(farthest_cells)(cells, first)
+    clicked = fresh & (valid & jnp.any(targets > 0, axis=(1, 2)))[:, None]
+    return Marks(
+        points=_cell_centres(spread, targets, size, side=side),
+        labels=jnp.where(clicked, FOREGROUND, NEUTRAL),
+    )
+
+
+def lasso_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """The clicks of `scribble_prompt` and a mask prompt: the logits of a sloppy outline.
+
+    The outline is the target's, blurred (by a Gaussian of 1/32 of the canvas, cut off at the valid
+    `size`) at a level drawn from .3 to .7 of its peak. Logits are 0 there, 10 at the peak and -10
+    where the blurred target is 0. An empty target gets no mask.
+    """
+    marks = scribble_prompt(key, targets, boxes, valid, size, side=side)
+    blurred = _blur(targets, size, side=side)
+    share = blurred / jnp.maximum(
+        jnp.max(blurred, (1, 2), keepdims=True), jnp.finfo(jnp.float32).tiny
+    )
+    # A key of its own, so that the clicks are the scribble's.
+    low, high = _LASSO_LEVELS
+    uniform = jax.random.uniform(jax.random.fold_in(key, 1), (len(targets), 1, 1))
+    level = low + (high - low) * uniform
+    above = share - level
+    logits = _LASSO_LOGIT * jnp.where(above > 0, above / (1 - level), above / level)
+    return marks._replace(masks=logits, has_mask=valid & jnp.any(targets > 0, axis=(1, 2)))
 
 
 def no_prompt(
@@ -210,6 +272,55 @@ def draw_cell(cells: Bool[Array, "h w"], uniform: Float[Array, ""]) -> Int[Array
     return jnp.stack([index % cells.shape[1], index // cells.shape[1]])
 
 
+def farthest_cells(
+    cells: Bool[Array, "h w"], first: Int[Array, "2"]
+) -> tuple[Int[Array, "P 2"], Bool[Array, " P"]]:
+    """`(x, y)` of four true cells, each the farthest from all before it, and which are new.
+
+    Of equally far cells the first in raster order. Where no other true cell is left, the rest
+    repeats cells and is not new. Source: Gonzalez 1985, doi 10.1016/0304-3975(85)90224-5.
+    """
+    height, width = cells.shape
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    chosen, fresh = [first], [jnp.bool_(True)]
+    distance = jnp.where(cells, jnp.iinfo(jnp.int32).max, -1)
+    for _ in range(_STROKE_CLICKS - 1):
+        x, y = chosen[-1]
+        distance = jnp.minimum(distance, (columns - x) ** 2 + (rows - y) ** 2)
+        index = jnp.argmax(distance)
+        chosen.append(jnp.stack([index % width, index // width]))
+        fresh.append(distance.ravel()[index] > 0)
+    return jnp.stack(chosen), jnp.stack(fresh)
+
+
+def _clickable(targets: Float[Array, "N h w"]) -> Bool[Array, "N h w"]:
+    """The cells that a target fills by more than half; if none, those that it fills most."""
+    fullest = jnp.max(targets, axis=(1, 2), keepdims=True)
+    return (targets > 0.5) | ((fullest <= 0.5) & (targets == fullest))
+
+
+def _cell_centres(
+    cells: Int[Array, "*n 2"], targets: Float[Array, "N h w"], size: Int[Array, "2"], *, side: int
+) -> Float[Array, "*n 2"]:
+    stride = side / targets.shape[-1]
+    return jnp.minimum((cells + 0.5) * stride - 0.5, size[::-1] - 1)
+
+
+def _blur(
+    targets: Float[Array, "N h w"], size: Int[Array, "2"], *, side: int
+) -> Float[Array, "N h w"]:
+    """Gaussian means over the cells that the image reaches; 0 beyond."""
+    cell = jnp.arange(targets.shape[-1])
+    sigma = _LASSO_BLUR * len(cell)
+    weights = jnp.exp(-0.5 * ((cell[:, None] - cell[None, :]) / sigma) ** 2)
+    reached = cell * (side / len(cell)) < size[:, None]  # 2 h
+    rows, columns = (jnp.where(axis[:, None] & axis[None, :], weights, 0) for axis in reached)
+    rows, columns = (
+        kernel / jnp.maximum(kernel.sum(axis=1, keepdims=True), 1) for kernel in (rows, columns)
+    )
+    return jnp.einsum("ih,Nhw,jw->Nij", rows, targets, columns)
+
+
 def sample_prompts(
     name: str,
     keys: Key[Array, " B"],
@@ -234,5 +345,11 @@ def sample_prompts(
 Sampler = Callable[..., Marks]
 
 SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
-    {"box": box_prompt, "point": point_prompt, "none": no_prompt}
+    {
+        "box": box_prompt,
+        "point": point_prompt,
+        "none": no_prompt,
+        "scribble": scribble_prompt,
+        "lasso": lasso_prompt,
+    }
 )

@@ -1,3 +1,4 @@
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from pp_jax.prompts import (
 
 RNG = np.random.default_rng(0)
 SIDE = 64
+draw = jax.jit(sample_prompts, static_argnames=("name", "side"))
 
 
 def keys(positions, *, step=0):
@@ -111,22 +113,35 @@ def test_an_unknown_sampler_is_named_with_the_choices():
         sample_prompts("boxes", keys([0]), **fields(1))
 
 
-@pytest.mark.parametrize(("name", "labels"), [("box", [2, 3]), ("point", [1, -1]), ("none", [-2])])
-def test_each_sampler_gives_its_labels(name, labels):
-    prompts = sample_prompts(name, keys([0, 1]), **fields(2))
+LABELS_OF = {
+    "box": [2, 3],
+    "point": [1, -1],
+    "none": [-2],
+    "scribble": [1, 1, 1, 1, -1],
+    "lasso": [1, 1, 1, 1, -1],
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_each_sampler_gives_its_labels(name):
+    labels = LABELS_OF[name]
+    prompts = draw(name, keys([0, 1]), **fields(2))
     assert prompts.labels.tolist() == [[labels]] * 2
     assert prompts.masks.shape == (2, 1, 16, 16)
+    assert prompts.has_mask.tolist() == [[name == "lasso"]] * 2
     invalid = fields(2) | {"valid": jnp.zeros((2, 1), bool)}
-    neutral = sample_prompts(name, keys([0, 1]), **invalid)
+    neutral = draw(name, keys([0, 1]), **invalid)
     assert neutral.labels.tolist() == [[[-2] * len(labels)]] * 2
+    assert neutral.has_mask.tolist() == [[False]] * 2
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_draw_depends_on_the_position_and_not_on_the_batch(name):
-    together = sample_prompts(name, keys([0, 1, 2, 3]), **fields(4))
-    apart = [sample_prompts(name, keys(part), **fields(2)) for part in ([0, 1], [2, 3])]
-    joined = np.concatenate([prompts.points for prompts in apart])
-    np.testing.assert_array_equal(together.points, joined)
+    together = draw(name, keys([0, 1, 2, 3]), **fields(4))
+    apart = [draw(name, keys(part), **fields(2)) for part in ([0, 1], [2, 3])]
+    for field in ("points", "labels", "masks", "has_mask"):
+        joined = np.concatenate([getattr(prompts, field) for prompts in apart])
+        np.testing.assert_array_equal(getattr(together, field), joined)
 
 
 def test_draws_differ_between_positions_steps_and_purposes():
@@ -164,7 +179,7 @@ def test_clicks_lie_on_the_target_and_reach_every_cell_alike():
     target[2:4, 5:8] = 1
     target[9, 1] = 0.51
     target[12, 12] = 0.5  # Not more than half.
-    prompts = sample_prompts("point", keys(np.arange(700)), **fields(700, target=target))
+    prompts = draw("point", keys(np.arange(700)), **fields(700, target=target))
     x, y = np.asarray(prompts.points)[:, 0, 0].T
     # The centre of a cell of pixels 4c .. 4c + 3 has the pixel index 4c + 1.5.
     columns, rows = (x - 1.5) / 4, (y - 1.5) / 4
@@ -179,7 +194,7 @@ def test_clicks_lie_on_the_target_and_reach_every_cell_alike():
 def test_a_target_that_fills_no_cell_is_clicked_where_it_is_fullest():
     target = np.zeros((16, 16), np.float32)
     target[4, 9], target[8, 2] = 0.4, 0.2
-    prompts = sample_prompts("point", keys(np.arange(20)), **fields(20, target=target))
+    prompts = draw("point", keys(np.arange(20)), **fields(20, target=target))
     np.testing.assert_array_equal(prompts.points[:, 0, 0], np.tile([37.5, 17.5], (20, 1)))
 
 
@@ -187,18 +202,18 @@ def test_a_click_stays_inside_an_image_that_ends_in_the_middle_of_a_cell():
     mask = np.zeros((64, 33), bool)
     mask[40, 32] = True  # The last column: pixel 32, the first of its cell.
     target = low_res_target(mask, side=SIDE)
-    prompts = sample_prompts("point", keys([0]), **fields(1, target=target, size=(64, 33)))
+    prompts = draw("point", keys([0]), **fields(1, target=target, size=(64, 33)))
     assert prompts.points[0, 0, 0].tolist() == [32, 41.5]
 
 
 def test_an_empty_target_gets_no_click():
     target = np.zeros((16, 16), np.float32)
-    prompts = sample_prompts("point", keys([0]), **fields(1, target=target))
+    prompts = draw("point", keys([0]), **fields(1, target=target))
     assert prompts.labels.tolist() == [[[-2, -2]]]
 
 
 def jittered(**options) -> np.ndarray:
-    prompts = sample_prompts("box", keys(np.arange(4000)), **fields(4000, **options))
+    prompts = draw("box", keys(np.arange(4000)), **fields(4000, **options))
     return np.asarray(prompts.points)[:, 0].reshape(-1, 4)
 
 
@@ -225,3 +240,113 @@ def test_a_jittered_box_is_ordered_and_inside_the_valid_size():
     assert boxes[:, 2].max() == 48
     assert boxes[:, 3].max() == 64
     assert (boxes[:, :2] <= boxes[:, 2:]).all()
+
+
+def shapes(batch: int, *, side: int = SIDE) -> dict:
+    """A batch of two objects of random shape, the same in all images; a quarter of the canvas is
+    empty on the right."""
+    noise = [cv2.GaussianBlur(RNG.normal(size=(side, side)), (0, 0), side / 12) for _ in range(2)]
+    masks = [(field > 0)[:, : side * 3 // 4] for field in noise]
+    targets = np.stack([low_res_target(mask, side=side) for mask in masks])
+    return {
+        "targets": np.tile(targets, (batch, 1, 1, 1)),
+        "boxes": jnp.zeros((batch, 2, 4)),
+        "valid": jnp.ones((batch, 2), bool),
+        "size": jnp.tile(jnp.array([side, side * 3 // 4]), (batch, 1)),
+        "side": side,
+    }
+
+
+def drawn(name: str, positions, batch: dict):
+    """The prompts as NumPy arrays."""
+    return jax.tree.map(np.asarray, draw(name, keys(positions), **batch))
+
+
+def test_a_scribble_is_farthest_point_clicks_on_the_target_as_by_brute_force():
+    batch = shapes(20)
+    prompts, first = (drawn(name, np.arange(20), batch) for name in ("scribble", "point"))
+    np.testing.assert_array_equal(prompts.points[:, :, 0], first.points[:, :, 0])
+    for image, number in np.ndindex(20, 2):
+        cells = np.argwhere(batch["targets"][image, number] > 0.5)[:, ::-1]
+        clicks = (prompts.points[image, number, :4] - 1.5) / 4
+        chosen, apart = [clicks[0]], []
+        for _ in range(3):
+            nearest = [min(np.hypot(*(cell - c)) for c in chosen) for cell in cells]
+            chosen.append(cells[np.argmax(nearest)])
+            apart.append(max(nearest))
+        np.testing.assert_array_equal(clicks, chosen)
+        assert all(np.diff(apart) <= 0)
+        assert prompts.labels[image, number].tolist() == [1, 1, 1, 1, -1]
+
+
+def test_a_target_of_two_cells_gets_two_clicks():
+    target = np.zeros((16, 16), np.float32)
+    target[4, 9] = target[11, 3] = 1
+    prompts = draw("scribble", keys(np.arange(6)), **fields(6, target=target))
+    assert prompts.labels.tolist() == [[[1, 1, -2, -2, -1]]] * 6
+    clicks = np.asarray(prompts.points)[:, 0, :2].tolist()
+    assert {tuple(map(tuple, pair)) for pair in clicks} == {
+        ((37.5, 17.5), (13.5, 45.5)),
+        ((13.5, 45.5), (37.5, 17.5)),
+    }
+
+
+@pytest.mark.parametrize("name", ["scribble", "lasso"])
+def test_strokes_do_not_see_the_other_objects_nor_their_padding(name):
+    two = shapes(3)
+    empty = jnp.zeros((3, 1, 16, 16))
+    three = two | {
+        "targets": jnp.concatenate([two["targets"], empty], axis=1),
+        "boxes": jnp.zeros((3, 3, 4)),
+        "valid": jnp.array([[True, True, False]] * 3),
+    }
+    got, want = (drawn(name, [0, 1, 2], batch) for batch in (three, two))
+    for field in ("points", "labels", "masks", "has_mask"):
+        np.testing.assert_array_equal(getattr(got, field)[:, :2], getattr(want, field))
+    assert (got.labels[:, 2] == -2).all()
+    assert not got.has_mask[:, 2].any()
+    assert np.isfinite(got.masks).all()
+
+
+def test_an_empty_target_gets_neither_stroke_nor_outline():
+    target = np.zeros((16, 16), np.float32)
+    prompts = draw("lasso", keys([0]), **fields(1, target=target))
+    assert prompts.labels.tolist() == [[[-2] * 5]]
+    assert not prompts.has_mask.any()
+    assert np.isfinite(prompts.masks).all()
+
+
+def test_a_lassos_clicks_are_the_scribbles_and_its_mask_a_blurred_outline_at_a_drawn_level():
+    batch = shapes(40, side=256)
+    prompts, scribble = (drawn(name, np.arange(40), batch) for name in ("lasso", "scribble"))
+    np.testing.assert_array_equal(prompts.points, scribble.points)
+    reached = np.zeros((64, 64))
+    reached[:, :48] = 1
+
+    def blur(x):
+        return cv2.GaussianBlur(x, (63, 63), 2, borderType=cv2.BORDER_CONSTANT)
+
+    levels = []
+    for image, number in np.ndindex(40, 2):
+        means = blur(batch["targets"][image, number].astype(float)) / blur(reached)
+        share = means * reached / (means * reached).max()
+        logits = prompts.masks[image, number]
+        # A logit of -10 is a share of 0, and 10 the peak: the level solves -10 (1 - s / level).
+        low = (logits < -1) & (share > 1e-3)
+        level = np.median(share[low] / (1 + logits[low] / 10))
+        want = np.where(share > level, (share - level) / (1 - level), share / level - 1)
+        np.testing.assert_allclose(logits, 10 * want, atol=1e-3)
+        levels.append(level)
+    assert 0.3 <= min(levels) < 0.35
+    assert 0.65 < max(levels) <= 0.7
+
+
+def test_a_lasso_is_near_its_target_up_to_the_images_border():
+    mask = np.zeros((64, 40), bool)
+    mask[10:50, 20:] = True  # Touches the right border.
+    target = low_res_target(mask, side=SIDE)
+    prompts = drawn("lasso", [0], fields(1, target=target, size=(64, 40)))
+    logits = prompts.masks[0, 0]
+    assert (logits[4:11, 6:10] > 0).all()
+    assert (logits[:, 10:] == -10).all()  # Beyond the image.
+    assert (logits[:, :3] < 0).all()

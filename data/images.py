@@ -1,0 +1,53 @@
+"""Pixels from PNG, JPEG and other picture files, as a viewer shows them."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from pp_jax.preprocess.colour import to_rgb_uint8
+
+# Modes whose arrays mean what `to_rgb_uint8` takes them for. Palettes, CMYK and the like do not.
+_PLAIN = ("1", "L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L")
+
+
+class ImageError(ValueError):
+    """A file that is not one readable picture; the message names file and reason."""
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """The picture as RGB in 0..255, turned upright as its EXIF orientation says.
+
+    Other modes go through `to_rgb_uint8`: alpha is dropped, 16-bit grey spans 0..65535. Of 16-bit
+    colour Pillow keeps the high byte.
+
+    Raises:
+      ImageError: Not a picture, a truncated or damaged one, several frames, or numbers without one
+        meaning (32 bits, or floats outside [0, 1]).
+      OSError: The file cannot be opened.
+    """
+    content = io.BytesIO(path.read_bytes())
+    try:
+        with Image.open(content) as picture:
+            # A phone's JPEG may carry a preview as a second frame; its first is the picture.
+            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+            upright = ImageOps.exif_transpose(picture)
+        pixels = np.asarray(upright if upright.mode in _PLAIN else _converted(upright))
+    except Exception as error:  # Decoders of a damaged file raise whatever they like.
+        reason = " ".join(str(error).replace(repr(content), "the file").split())
+        raise ImageError(f"{path}: not a readable picture: {reason}") from error
+    if frames > 1:
+        raise ImageError(f"{path}: {frames} frames; split the file into single images")
+    try:
+        return to_rgb_uint8(pixels)
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from error
+
+
+def _converted(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("I", "F"):
+        return picture
+    # Pillow warns of a palette with transparent colours unless alpha comes along.
+    return picture.convert("RGBA" if picture.mode in ("P", "PA") else "RGB")
