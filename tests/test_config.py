@@ -1,0 +1,222 @@
+"""Choices of a run: what stands where the user says nothing, and what is refused."""
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+import pytest
+
+from pp_jax import prompts, sharding
+from pp_jax.config import PRESETS, EvalConfig, TrainConfig, differences, resolve, resolve_eval
+from pp_jax.finetune import optimize, trainable
+from pp_jax.preprocess import filters, fusion
+from pp_jax.sam import VARIANTS
+
+TABLES = {
+    "variant": VARIANTS,
+    "trainable": trainable.POLICIES,
+    "prompt": prompts.SAMPLERS,
+    "filter": filters.FILTERS,
+    "fusion": fusion.FUSIONS,
+    "optimizer": optimize.OPTIMIZERS,
+    "schedule": optimize.SCHEDULES,
+    "sharding": sharding.RULES,
+}
+
+
+def test_every_variant_has_a_preset_of_known_fields() -> None:
+    assert PRESETS.keys() == VARIANTS.keys()
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    for preset in PRESETS.values():
+        assert preset.keys() <= fields
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_name_in_a_resolved_config_is_a_row_of_its_table(variant: str) -> None:
+    config = resolve(TrainConfig(variant=variant))
+    for field, table in TABLES.items():
+        assert getattr(config, field) in table, field
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_resolved_config_leaves_nothing_open(variant: str) -> None:
+    config = resolve(TrainConfig(variant=variant))
+    may_be_open = {"steps", "warmup", "limit", "save_every"}
+    open_fields = {k for k, v in dataclasses.asdict(config).items() if v is None}
+    assert open_fields <= may_be_open
+    assert config.trainable
+    assert config.data_dir
+    assert config.out
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resolving_twice_changes_nothing(variant: str) -> None:
+    once = resolve(TrainConfig(variant=variant))
+    assert resolve(once) == once
+    by_steps = resolve(TrainConfig(variant=variant, steps=5))
+    assert resolve(by_steps) == by_steps
+
+
+def test_defaults_by_variant_are_those_that_help_promises() -> None:
+    tiny = resolve(TrainConfig())
+    assert (tiny.trainable, tiny.checkpoint) == ("full", "")
+    assert tiny.data_dir == "datasets/synthetic"
+    assert tiny.out == "runs/tiny-synthetic-box-none"
+    big = resolve(TrainConfig(variant="vit_h", data="rsna", prompt="point", filter="sobel"))
+    assert (big.trainable, big.checkpoint) == ("decoder", "checkpoints/vit_h")
+    assert big.out == "runs/vit_h-rsna-point-sobel"
+    assert resolve(TrainConfig(variant="vit_h", init="random")).checkpoint == ""
+
+
+def test_what_the_user_says_stands() -> None:
+    said = {
+        "trainable": "full",
+        "checkpoint": "weights",
+        "data_dir": "here",
+        "out": "there",
+        "batch": 3,
+        "lr": 0.0,
+        "epochs": 2,
+    }
+    config = resolve(TrainConfig(variant="vit_b", **said))
+    assert {name: getattr(config, name) for name in said} == said
+
+
+def test_steps_stand_instead_of_the_presets_epochs() -> None:
+    config = resolve(TrainConfig(steps=7))
+    assert (config.steps, config.epochs) == (7, None)
+    with pytest.raises(ValueError, match="--steps 7 and --epochs 2"):
+        resolve(TrainConfig(steps=7, epochs=2))
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("steps", -1),
+        ("batch", 0),
+        ("max_objects", 0),
+        ("limit", 0),
+        ("save_every", 0),
+        ("keep", 0),
+        ("lr", -1e-4),
+        ("lr", NAN),
+        ("weight_decay", INFINITY),
+        ("clip", -1.0),
+        ("focal", NAN),
+        ("dice", -0.5),
+        ("iou", -INFINITY),
+        ("warmup", -1),
+        ("workers", -2),
+        ("blend", 1.5),
+        ("blend", -0.1),
+        ("blend", NAN),
+        ("seed", -1),
+        ("seed", 2**32),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_flag(field: str, value: Any) -> None:
+    told = re.escape(f"--{field.replace('_', '-')} {value}: ")
+    with pytest.raises(ValueError, match=told):
+        resolve(dataclasses.replace(TrainConfig(), **{field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("clip", 0.0),
+        ("lr", 0.0),
+        ("warmup", 0),
+        ("blend", 0.0),
+        ("blend", 1.0),
+        ("seed", 2**32 - 1),
+    ],
+)
+def test_the_ends_of_a_range_are_in_it(field: str, value: Any) -> None:
+    config = resolve(dataclasses.replace(TrainConfig(), **{field: value}))
+    assert getattr(config, field) == value
+
+
+RUN = resolve(
+    TrainConfig(
+        data="rsna", data_dir="r", prompt="point", filter="sobel", fusion="blend", blend=0.3
+    )
+)
+
+
+def test_an_evaluation_follows_its_run() -> None:
+    got = resolve_eval(EvalConfig(), folder="runs/a", run=RUN)
+    assert (got.checkpoint, got.data, got.data_dir) == ("runs/a", "rsna", "r")
+    assert (got.prompt, got.filter, got.fusion, got.blend) == ("point", "sobel", "blend", 0.3)
+    assert got.out == "runs/a/eval-rsna-point-test"
+
+
+def test_what_the_user_says_of_an_evaluation_stands() -> None:
+    said = {
+        "data": "rsna",
+        "data_dir": "d",
+        "out": "o",
+        "prompt": "none",
+        "filter": "none",
+        "fusion": "replace",
+        "blend": 0.0,
+        "part": "all",
+    }
+    got = resolve_eval(EvalConfig(**said), folder="runs/a", run=RUN)
+    assert {name: getattr(got, name) for name in said} == said
+
+
+def test_other_data_does_not_come_from_the_runs_folder() -> None:
+    got = resolve_eval(EvalConfig(data="synthetic"), folder="runs/a", run=RUN)
+    assert got.data_dir == "datasets/synthetic"
+
+
+def test_reports_of_two_filters_do_not_share_a_folder() -> None:
+    names = {
+        resolve_eval(EvalConfig(filter=name), folder="runs/a", run=RUN).out
+        for name in filters.FILTERS
+    }
+    assert len(names) == len(filters.FILTERS)
+
+
+def test_the_report_of_converted_weights_stands_beside_them() -> None:
+    """A file more inside, and the checkpoint would no longer verify."""
+    got = resolve_eval(EvalConfig(), folder="checkpoints/vit_b", run=None)
+    assert got.out == "checkpoints/vit_b-eval-synthetic-box-test"
+    assert (got.filter, got.fusion, got.blend) == ("none", "replace", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("limit", 0), ("pictures", -1), ("blend", 2.0), ("seed", -3)]
+)
+def test_a_value_out_of_range_is_named_by_an_evaluation(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"--{field} {value}: "):
+        resolve_eval(EvalConfig(**{field: value}), folder="runs/a", run=None)
+
+
+def test_a_run_and_itself_read_back_from_json_do_not_differ() -> None:
+    assert differences(json.loads(json.dumps(dataclasses.asdict(RUN))), RUN) == {}
+
+
+def test_differences_name_old_and_new_value() -> None:
+    old = dataclasses.asdict(RUN)
+    new = dataclasses.replace(RUN, lr=0.5, seed=3)
+    assert differences(old, new) == {"lr": (RUN.lr, 0.5), "seed": (0, 3)}
+
+
+def test_where_a_run_is_computed_makes_no_other_run() -> None:
+    elsewhere = dataclasses.replace(RUN, out="x", device="cpu", workers=2, keep=9, force=True)
+    assert differences(dataclasses.asdict(RUN), elsewhere) == {}
+
+
+def test_fields_of_another_version_are_differences() -> None:
+    old = dataclasses.asdict(RUN)
+    del old["clip"]
+    assert differences({**old, "momentum": 0.9}, RUN) == {
+        "clip": (None, RUN.clip),
+        "momentum": (0.9, None),
+    }
