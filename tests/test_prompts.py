@@ -339,6 +339,9 @@ def test_a_lassos_clicks_are_the_scribbles_and_its_mask_a_blurred_outline_at_a_d
         levels.append(level)
     assert 0.3 <= min(levels) < 0.35
     assert 0.65 < max(levels) <= 0.7
+    # The level has a key of its own: it does not tell where in raster order the first click is.
+    rows = prompts.points[:, :, 0, 1].ravel()
+    assert abs(np.corrcoef(levels, rows)[0, 1]) < 5 / np.sqrt(80)
 
 
 def test_a_lasso_is_near_its_target_up_to_the_images_border():

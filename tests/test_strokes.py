@@ -133,6 +133,14 @@ def test_a_lasso_around_the_whole_image_is_clicked_in_its_middle():
     assert (got.mask[11:] == -10).all()
 
 
+def test_depth_in_a_lasso_ends_at_the_images_border():
+    wedge = np.array([[20.0, 30.0], [99.0, 5.0], [99.0, 55.0]])  # Widest beyond the border.
+    padded = np.pad(lasso_pixels(wedge, shape=SHAPE), 1).astype(np.uint8)
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    x, y = lasso_prompt(wedge, shape=SHAPE, side=64).points[0].astype(int)
+    assert depth[y, x] > depth.max() - 1
+
+
 @pytest.mark.parametrize("shape", [(60, 90), (90, 60), (64, 64)])
 def test_the_sign_of_a_mask_prompt_is_the_low_resolution_mask(shape):
     mask = cv2.GaussianBlur(RNG.normal(size=shape), (0, 0), 4) > 0
