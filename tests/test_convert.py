@@ -216,7 +216,7 @@ def test_a_value_that_is_not_finite_is_refused_by_the_tensors_name(
         to_variables(arrays, variant="tiny", source="x")
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_other_precisions_become_float32(state: State, tmp_path: Path, dtype: torch.dtype) -> None:
     # Parameters, as `dict(model.named_parameters())` holds them, instead of plain tensors.
     cast = {name: torch.nn.Parameter(x.to(dtype)) for name, x in state.items()}

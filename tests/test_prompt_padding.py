@@ -93,7 +93,9 @@ def padded(order: tuple[int, ...] = (4, 0, 2)) -> Prompts:
     labels[:, invalid[0]] = rng.integers(NEUTRAL, 4, (3, PADDED_SLOTS))
     has_mask[:, invalid[0]] = True
     for n, case in zip(order, CASES, strict=True):
-        points[:, n, 1::2], labels[:, n, 1::2], valid[:, n] = case.points, case.labels, True
+        marked = np.array(case.labels)[:, None] != NOT_A_POINT  # That one has no place.
+        points[:, n, 1::2] = np.where(marked, case.points, points[:, n, 1::2])
+        labels[:, n, 1::2], valid[:, n] = case.labels, True
         if case.mask is not None:
             masks[:, n], has_mask[:, n] = mask_prompt(case.mask), True
     return Prompts(

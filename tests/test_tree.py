@@ -50,6 +50,7 @@ def test_a_path_without_a_rule_is_named() -> None:
         (("encoder/.*", 0), ("encodr/.*", 1), (".*", 2)),  # Matches nothing.
         (("encoder/.*", 0), ("encoder/pos", 1), (".*", 2)),  # Never reached.
         ((".*", 0), ("decoder/.*", 1)),
+        (("(en|de)coder/.*", 0), (".*", 1), (".*", 2)),  # A catch-all may be idle at the end only.
     ],
 )
 def test_a_rule_that_decides_nothing_is_named(rules: tuple) -> None:
