@@ -1,62 +1,118 @@
-"""`python -m convert sam_vit_b_01ec64.pth OUT`: an official checkpoint becomes one of ours."""
+"""`python -m convert`: weights into our format, out of it, or from the official server.
 
-from collections.abc import Mapping
+python -m convert sam_vit_b_01ec64.pth checkpoints/vit_b     official, Hugging Face or MedSAM in
+python -m convert runs/NAME fine_tuned.pth                   out, for every tool that reads SAM
+python -m convert --download vit_b                           fetch, verify and convert
+"""
+
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import tyro
 
+from convert import download
 from pp_jax import checkpoints, cli
+
+PREPROCESS = ("", "sam", "medsam")
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Turn an official SAM checkpoint (.pth) into an Orbax checkpoint with a manifest."""
+    """Turn SAM weights (.pth, .bin, .safetensors) into a checkpoint folder, or a folder back."""
 
-    source: Annotated[Path, tyro.conf.Positional]
-    """The official file, for example sam_vit_b_01ec64.pth."""
-    out: Annotated[Path, tyro.conf.Positional]
-    """The folder to write, for example checkpoints/vit_b."""
+    source: Annotated[Path | None, tyro.conf.Positional] = None
+    """A file of weights under official or Hugging Face names (sam_vit_b_01ec64.pth), or a folder: a
+    converted checkpoint or a run."""
+    out: Annotated[Path | None, tyro.conf.Positional] = None
+    """The folder to write, for example checkpoints/vit_b; from a folder: a .pth or .safetensors."""
+    download: str = ""
+    """Fetch the official weights of this variant into checkpoints/ and convert them."""
+    preprocess: str = ""
+    """What images the weights were trained on: `sam`, or `medsam` (stretched to a square, min-max).
+    Needed for a file that is not an official one, neither by its hash nor by its name."""
     force: bool = False
-    """Replace a checkpoint that is already there."""
+    """Replace what is already there."""
 
 
-def convert(source: Path, out: Path) -> dict[str, Any]:
+def convert(source: Path, out: Path, *, preprocess: str = "") -> dict[str, Any]:
     """The manifest's facts of the checkpoint now at `out`.
 
     Raises:
-      ValueError: Not the weights of a SAM we know, or torch is not installed.
+      ValueError: Not the weights of a SAM we know, images of an unknown kind, or torch is missing.
     """
+    official = _torch_side()
+    state = official.read_state_dict(source)
+    digest = checkpoints.sha256(source)
+    known = next((f for f in download.FILES.values() if f.sha256 == digest), None)
+    preprocess = _preprocess_of(source, known=known is not None, told=preprocess)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    variant = official.detect_variant(shapes, source=str(source))
+    arrays = {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+    variables = official.to_variables(arrays, variant=variant, source=str(source))
+    facts = {
+        "kind": "converted",
+        "variant": variant,
+        "source": source.name,
+        "source_sha256": digest,
+        "official": known is not None,
+        "licence": "Apache-2.0 (Meta AI, Segment Anything)" if known else "that of the source",
+        "preprocess": preprocess,
+    }
+    checkpoints.save(out, variables, facts=facts)
+    return facts
+
+
+def export(folder: Path, out: Path) -> dict[str, Any]:
+    """What is known of the weights now in the file `out`, under official names.
+
+    Raises:
+      ValueError: No checkpoint or run at `folder`, another suffix, or torch is missing.
+    """
+    official = _torch_side()
+    import jax
+
+    from pp_jax import sharding
+    from pp_jax.finetune import runs
+
+    loaded = runs.load(folder, mesh=sharding.make_mesh(jax.devices("cpu")[:1]))
+    official.write_state_dict(out, official.to_state_dict(loaded.variables))
+    return {"variant": loaded.variant, "step": loaded.step}
+
+
+def _torch_side() -> Any:
     try:  # Here, so that `--help` does not wait for torch, and its absence is one clear line.
         from convert import official
     except ModuleNotFoundError as error:
         raise ValueError(
             f"the converter needs {error.name}; install it with `make convert-tools`"
         ) from error
-    state = official.read_state_dict(source)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    variant = official.detect_variant(shapes, source=str(source))
-    arrays = {name: tensor.detach().float().numpy() for name, tensor in state.items()}
-    variables = official.to_variables(arrays, variant=variant, source=str(source))
-    digest = checkpoints.sha256(source)
-    known = digest in OFFICIAL
-    facts = {
-        "kind": "converted",
-        "variant": variant,
-        "source": source.name,
-        "source_sha256": digest,
-        "official": known,
-        "licence": "Apache-2.0 (Meta AI, Segment Anything)" if known else "that of the source",
-        "preprocess": "sam",
-    }
-    checkpoints.save(out, variables, facts=facts)
-    return facts
+    return official
+
+
+def _preprocess_of(source: Path, *, known: bool, told: str) -> str:
+    """What the manifest says of the images; see the flag `--preprocess`."""
+    if known:
+        if told == "medsam":
+            raise ValueError(f"{source}: an official file, whose images are prepared as `sam`")
+        return "sam"
+    if told:
+        return told
+    if source.name in {file.name for file in download.FILES.values()}:
+        warnings.warn(
+            f"{source}: an official name, not the official sha256; taken as --preprocess sam",
+            stacklevel=2,
+        )
+        return "sam"
+    raise ValueError(
+        f"{source}: not an official file; say how its training images were prepared: --preprocess "
+        "sam (longest side, mean and deviation) or --preprocess medsam (square, min-max)"
+    )
 
 
 def require_free(out: Path, *, force: bool) -> None:
-    """Nothing, when `out` may be written.
+    """Nothing, when the folder `out` may be written.
 
     Raises:
       ValueError: Something stands there, and `force` is not given or it is no checkpoint.
@@ -71,22 +127,29 @@ def require_free(out: Path, *, force: bool) -> None:
 
 def main() -> None:
     """The command line."""
-    args = cli.parse(Convert, prog="python -m convert")
+    choices = {"download": ("", *download.FILES), "preprocess": PREPROCESS}
+    args = cli.parse(Convert, prog="python -m convert", choices=choices)
     with cli.one_line_errors():
-        require_free(args.out, force=args.force)
-        facts = convert(args.source, args.out)
-        kind = "official weights" if facts["official"] else "not a known official file"
-        print(f"{args.out}: {facts['variant']}, sha256 {facts['source_sha256'][:12]} ({kind})")
-
-
-# The sha256 of each official file. The digits in its name are those of its md5.
-OFFICIAL: Mapping[str, str] = MappingProxyType(
-    {
-        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912": "sam_vit_b_01ec64.pth",
-        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622": "sam_vit_l_0b3195.pth",
-        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e": "sam_vit_h_4b8939.pth",
-    }
-)
+        source, out = args.source, args.out
+        if args.download:
+            if source is not None:
+                raise ValueError(f"--download {args.download} takes no source; leave out {source}")
+            out = Path("checkpoints") / args.download
+            require_free(out, force=args.force)
+            source = download.download(args.download, out.parent)
+        if source is None or out is None:
+            raise ValueError("give SOURCE and OUT, or --download VARIANT; see --help")
+        if source.is_dir():
+            if out.is_dir() or (out.exists() and not args.force):
+                raise ValueError(f"{out}: already there; choose another file or add --force")
+            facts = export(source, out)
+            step = f", step {facts['step']}" if facts["step"] is not None else ""
+            print(f"{out}: {facts['variant']}{step}, official names")
+        else:
+            require_free(out, force=args.force)
+            facts = convert(source, out, preprocess=args.preprocess)
+            kind = "official weights" if facts["official"] else "not a known official file"
+            print(f"{out}: {facts['variant']}, sha256 {facts['source_sha256'][:12]} ({kind})")
 
 
 if __name__ == "__main__":

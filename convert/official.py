@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+from safetensors.torch import load_file as load_safetensors
+from safetensors.torch import save_file as save_safetensors
 
+from convert import hugging_face
 from convert.rules import correspondence
 from pp_jax import tree
 from pp_jax.sam import VARIANTS, Sam
@@ -24,7 +28,9 @@ class ConversionError(ValueError):
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a `.pth` file by official name, without running any code that is in it.
+    """The tensors of a `.pth`, `.bin` or `.safetensors` file by official name; runs no code in it.
+
+    Names of Hugging Face's `SamModel` become the official ones.
 
     Raises:
       ConversionError: No such file, not a torch file, code in its pickle, or no dict of tensors.
@@ -39,7 +45,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # They ask for issues to be filed with torch.
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read(path)
     except OSError:
         raise
     except pickle.UnpicklingError as error:
@@ -64,7 +70,15 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: not a flat dict of floating-point tensors as the official files are; found "
             f"{', '.join(odd[:3]) or 'nothing in it'}; save the inner dict of tensors alone"
         )
-    return state
+    return hugging_face.to_official(state) if hugging_face.is_hugging_face(state) else dict(state)
+
+
+def _read(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_safetensors(path)
+    # Mapped where the format allows it: of `vit_h` 2.4 GiB stay on the disk until they are needed.
+    mapped = zipfile.is_zipfile(path)
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _is_weight(value: object) -> bool:
@@ -127,3 +141,33 @@ def to_variables(state: Mapping[str, np.ndarray], *, variant: str, source: str) 
             entry.layout.to_flax(array, entry.shape)
         )
     return tree.unflatten(flat)
+
+
+def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Float32 tensors under official names: the inverse of `to_variables`, bit for bit."""
+    flat = tree.flatten(variables)
+    return {
+        name: np.array(  # A copy in C's order: torch wants arrays that it may write to.
+            entry.layout.to_torch(np.asarray(flat[f"{entry.collection}/{entry.path}"], np.float32)),
+            order="C",
+        )
+        for name, entry in correspondence(variables).items()
+    }
+
+
+def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
+    """The file at `path` (`.pth` or `.safetensors`) holds the tensors, never half of them.
+
+    Raises:
+      ConversionError: Another suffix.
+    """
+    if path.suffix not in (".pth", ".safetensors"):
+        raise ConversionError(f"{path}: must end in .pth or .safetensors")
+    partial = path.with_name(path.name + ".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    if path.suffix == ".pth":
+        torch.save(tensors, partial)
+    else:
+        save_safetensors(tensors, partial)
+    partial.rename(path)

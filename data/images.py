@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from data.dicom import read_dicom
 from pp_jax.preprocess.colour import to_rgb_uint8
 
 # Modes whose arrays mean what `to_rgb_uint8` takes them for. Palettes, CMYK and the like do not.
@@ -44,6 +45,21 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         return to_rgb_uint8(pixels)
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from error
+
+
+def read_any(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """A picture file or a DICOM as RGB in 0..255; which it is, the file's first bytes tell.
+
+    Raises:
+      ImageError: Neither, or a damaged one.
+      DicomError: A DICOM that cannot be read.
+      OSError: The file cannot be opened.
+    """
+    with path.open("rb") as file:
+        preamble = file.read(132)
+    if preamble[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
+        return to_rgb_uint8(read_dicom(path))
+    return read_image(path)
 
 
 def _converted(picture: Image.Image) -> Image.Image:

@@ -134,7 +134,7 @@ def test_tables_cannot_be_changed(path: Path) -> None:
 
 def test_tables_are_seen_by_this_test() -> None:
     found = {name for path in LIBRARY for name, _ in tables(parse(path))}
-    assert {"VARIANTS", "FILTERS", "POLICIES", "RULES", "OFFICIAL", "PRESETS"} <= found
+    assert {"VARIANTS", "FILTERS", "POLICIES", "RULES", "FILES", "PRESETS"} <= found
     assert [name for name, _ in tables(ast.parse("A: dict = {}\nb = {}\n_C = []"))] == ["A", "_C"]
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from convert import __main__ as front
+from convert import download
 from convert.official import ConversionError, detect_variant, read_state_dict, to_variables
 from convert.rules import RULES, Entry, correspondence
 from pp_jax import checkpoints, tree
@@ -47,7 +48,7 @@ def source(state: State, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
     """`python -m convert ARGS`, in this process."""
-    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args)])
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, args), "--preprocess", "sam"])
     front.main()
 
 
@@ -103,21 +104,22 @@ def test_a_file_is_official_by_its_sha256(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    monkeypatch.setattr(front, "OFFICIAL", {digest: "sam_tiny.pth"})
+    file = download.OfficialFile("sam_tiny.pth", digest)
+    monkeypatch.setattr(download, "FILES", {"tiny": file})
     facts = front.convert(source, tmp_path / "out")
     assert facts["official"]
     assert facts["licence"].startswith("Apache-2.0")
 
 
 def test_the_official_files_are_known_by_whole_sha256_not_by_the_md5_in_their_names() -> None:
-    assert sorted(front.OFFICIAL.values()) == [
+    assert [file.name for file in download.FILES.values()] == [
         "sam_vit_b_01ec64.pth",
-        "sam_vit_h_4b8939.pth",
         "sam_vit_l_0b3195.pth",
+        "sam_vit_h_4b8939.pth",
     ]
-    for digest, name in front.OFFICIAL.items():
-        assert len(bytes.fromhex(digest)) == 32
-        assert not digest.startswith(name[-10:-4])
+    for file in download.FILES.values():
+        assert len(bytes.fromhex(file.sha256)) == 32
+        assert not file.sha256.startswith(file.name[-10:-4])
 
 
 @pytest.mark.parametrize("name", [pattern for pattern, _ in RULES])
@@ -221,7 +223,7 @@ def test_other_precisions_become_float32(state: State, tmp_path: Path, dtype: to
     # Parameters, as `dict(model.named_parameters())` holds them, instead of plain tensors.
     cast = {name: torch.nn.Parameter(x.to(dtype)) for name, x in state.items()}
     torch.save(cast, tmp_path / "cast.pth")
-    front.convert(tmp_path / "cast.pth", tmp_path / "out")
+    front.convert(tmp_path / "cast.pth", tmp_path / "out", preprocess="sam")
     assert_holds(
         tmp_path / "out", {name: x.to(dtype).to(torch.float32) for name, x in state.items()}
     )
