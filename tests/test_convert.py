@@ -274,7 +274,7 @@ NO_CHECKPOINTS: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "empty": (lambda path, _: path.touch(), "not a torch checkpoint"),
     "web page": (lambda path, _: path.write_text("<html>404"), "not a torch checkpoint"),
     "plain pickle": (lambda path, _: path.write_bytes(pickle.dumps([1])), "not a torch checkpoint"),
-    "folder": (lambda path, _: path.mkdir(), "a folder, not the .pth file"),
+    "folder": (lambda path, _: path.mkdir(), "no checkpoint here"),
     "missing": (lambda path, _: None, "no such file; the official weights"),
     "list": (lambda path, _: torch.save([torch.ones(2)], path), "found a list"),
     "empty dict": (lambda path, _: torch.save({}, path), "found nothing in it"),
