@@ -36,6 +36,7 @@ train: $(VENV)/.run  ## Generate the embedded data, train the tiny SAM on it, sc
 
 convert-tools: $(VENV)/.run  ## Install what `python -m convert` needs (torch)
 	$(PIP) install --quiet $(TORCH_OPTIONS) $(TORCH)
+	$(PIP) install --quiet -c constraints.txt -e '.[convert]'
 
 test: $(VENV)/.test  ## Run the tests (12 minutes at most on two cores)
 	$(PY) -m pytest -m 'not parity and not slow and not gpu'

@@ -16,8 +16,8 @@ from pp_jax.evaluate.score import score
 from pp_jax.finetune import runs
 from pp_jax.predict.predictor import make_segment
 from pp_jax.preprocess import filters, fusion
-from pp_jax.preprocess.stage import make_stage
-from pp_jax.sam import VARIANTS, Sam
+from pp_jax.preprocess.stage import PREPARATIONS, make_stage
+from pp_jax.sam import Sam, sized
 
 CHOICES = {
     "data": ("", *sources.DATASETS),
@@ -40,13 +40,16 @@ def main() -> None:
         settings = config.resolve_eval(settings, folder=str(folder), run=loaded.config)
         everything = sources.open_dataset(settings.data, Path(settings.data_dir))
         chosen = choose(everything, settings, loaded, folder)
+        model = Sam(sized(loaded.variant, settings.image_size))
         stage = make_stage(
             filter=settings.filter,
             fusion=settings.fusion,
             blend=settings.blend,
-            side=VARIANTS[loaded.variant].image_size,
+            side=model.config.image_size,
+            preprocess=loaded.preprocess,
         )
-        segment = make_segment(Sam(VARIANTS[loaded.variant]), loaded.variables, stage=stage)
+        fit = PREPARATIONS[loaded.preprocess].fit
+        segment = make_segment(model, loaded.variables, stage=stage, fit=fit)
         out = Path(settings.out)
         partial_out = cli.fresh_folder(out, ours="summary.json")
         tables = score(
@@ -74,8 +77,14 @@ def choose(
     """The records to score.
 
     Raises:
-      ValueError: None is left, or box prompts on targets that are these boxes.
+      ValueError: None is left, box prompts on targets that are these boxes, or a run's prompt that
+        is for training alone.
     """
+    if settings.prompt not in PROTOCOLS:
+        raise ValueError(
+            f"{folder}: trained with --prompt {settings.prompt}, which eval.py cannot draw; choose "
+            f"--prompt {', '.join(PROTOCOLS)}"
+        )
     run = loaded.config
     own = run is not None and (run.data, Path(run.data_dir).resolve()) == (
         settings.data,

@@ -9,11 +9,13 @@ from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import loop, optimize, runs, trainable
 from pp_jax.preprocess import filters, fusion
-from pp_jax.sam import VARIANTS
+from pp_jax.preprocess.stage import PREPARATIONS
+from pp_jax.sam import VARIANTS, sized
 
 CHOICES = {
     "variant": VARIANTS,
     "init": ("checkpoint", "random"),
+    "preprocess": ("", *PREPARATIONS),
     "data": sources.DATASETS,
     "trainable": ("", *trainable.POLICIES),
     "prompt": prompts.SAMPLERS,
@@ -33,6 +35,7 @@ def main() -> None:
         settings = pp_jax.config.resolve(cli.parse(TrainConfig, prog="train.py", choices=CHOICES))
         cli.require_clone()
         runs.require_checkpoint(settings)
+        settings = runs.with_preprocess(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device))
         everything = sources.open_dataset(
             settings.data, Path(settings.data_dir), limit=settings.limit
@@ -62,7 +65,8 @@ def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> 
             stacklevel=2,
         )
     common = {
-        "side": VARIANTS[settings.variant].image_size,
+        "side": sized(settings.variant, settings.image_size).image_size,
+        "fit": PREPARATIONS[settings.preprocess].fit,
         "batch": settings.batch,
         "max_objects": settings.max_objects,
         "objects": "union" if settings.prompt == "none" else "each",

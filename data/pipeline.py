@@ -17,7 +17,9 @@ Objects = Literal["each", "union"]
 PADDING = -1  # A row that is no record.
 CACHE_BYTES = 2 << 30
 THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait for it.
-_EPOCHS = 1 << 30  # Without end; grain's own endless length overflows where batches are cut from it.
+_EPOCHS = (
+    1 << 30
+)  # Without end; grain's own endless length overflows where batches are cut from it.
 AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
 
 
@@ -38,6 +40,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
+    fit: geometry.Fit = "longest",
     cache_bytes: int = CACHE_BYTES,
 ) -> Iterator[Batch]:
     """This process's part of the global batches from `start_step` on, without end.
@@ -57,6 +60,7 @@ def train_batches(
       process_index: Of this process, below `process_count`.
       process_count: Divides `batch`.
       workers: Processes that read ahead; 0 reads in threads of this one.
+      fit: How an image is brought to `side`.
       cache_bytes: Of prepared images kept in memory, all workers together.
 
     Raises:
@@ -79,6 +83,7 @@ def train_batches(
         side=side,
         max_objects=max_objects,
         objects=objects,
+        fit=fit,
         cache_bytes=cache_bytes // max(workers, 1),
     )
     # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
@@ -98,6 +103,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
+    fit: geometry.Fit = "longest",
 ) -> Iterator[Batch]:
     """This process's part of the global batches of all records, once and in order.
 
@@ -111,7 +117,13 @@ def eval_batches(
         raise ValueError(f"{len(records)} images in batches of {batch}: need at least 1 of both")
     rows = [*range(len(records)), *[PADDING] * (-len(records) % batch)]
     source = _Source(
-        records, rows, side=side, max_objects=max_objects, objects=objects, cache_bytes=0
+        records,
+        rows,
+        side=side,
+        max_objects=max_objects,
+        objects=objects,
+        fit=fit,
+        cache_bytes=0,
     )
     return _iterate(
         grain.MapDataset.source(source), batch, 0, process_index, process_count, workers
@@ -146,7 +158,9 @@ class _Prepared(NamedTuple):
     boxes: Float32[np.ndarray, "n 4"]
 
 
-def _prepare(sample: Sample, *, side: int, max_objects: int, name: str) -> _Prepared:
+def _prepare(
+    sample: Sample, *, side: int, max_objects: int, fit: geometry.Fit, name: str
+) -> _Prepared:
     masks, boxes = sample.objects, sample.boxes
     if len(masks) > max_objects:
         warnings.warn(
@@ -154,9 +168,9 @@ def _prepare(sample: Sample, *, side: int, max_objects: int, name: str) -> _Prep
         )
         largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:max_objects]
         masks, boxes = masks[np.sort(largest)], boxes[np.sort(largest)]
-    image = geometry.resize_image(sample.image, longest=side)
+    image = geometry.resize_image(sample.image, longest=side, fit=fit)
     grey = (image == image[:, :, :1]).all()
-    targets = [geometry.low_res_target(mask, side=side) for mask in masks]
+    targets = [geometry.low_res_target(mask, side=side, fit=fit) for mask in masks]
     return _Prepared(
         image[:, :, :1].copy() if grey else image,
         np.array(targets, np.float32).reshape(-1, side // 4, side // 4),
@@ -182,8 +196,10 @@ class _Source:
         side: int,
         max_objects: int,
         objects: Objects,
+        fit: geometry.Fit,
         cache_bytes: int,
     ):
+        self._fit: geometry.Fit = fit
         self._records, self._rows, self._side = records, rows, side
         self._slots = 1 if objects == "union" else max_objects
         self._union = objects == "union"
@@ -216,7 +232,9 @@ class _Source:
         if self._union:
             union = sample.findings[None]
             sample = sample._replace(objects=union, boxes=tight_boxes(union))
-        prepared = _prepare(sample, side=self._side, max_objects=self._slots, name=record.id)
+        prepared = _prepare(
+            sample, side=self._side, max_objects=self._slots, fit=self._fit, name=record.id
+        )
         size = sum(array.nbytes for array in prepared)
         if size <= self._free:
             # Threads may race here and exceed the budget by an image each: not worth a lock, which

@@ -18,6 +18,10 @@ class TrainConfig:
     """Which SAM. `tiny` starts from random weights; the others need converted ones."""
     checkpoint: str = ""
     """Converted weights to start from; default: checkpoints/VARIANT (none for `tiny`)."""
+    image_size: int | None = None
+    """Longest side that SAM sees, a multiple of 16; default: the variant's own."""
+    preprocess: str = ""
+    """How images are prepared, `sam` or `medsam`; default: as the checkpoint says."""
     init: str = "checkpoint"
     """`random` starts from random weights where a checkpoint would be needed."""
     data: str = "synthetic"
@@ -111,6 +115,8 @@ class EvalConfig:
     """Default: the run's, or replace."""
     blend: float | None = None
     """Default: the run's, or 0.5."""
+    image_size: int | None = None
+    """Default: the run's, or the variant's own."""
     limit: int | None = None
     """Use only this many patients of the part."""
     pictures: int = 12
@@ -215,6 +221,7 @@ def resolve_eval(settings: EvalConfig, *, folder: str, run: TrainConfig | None) 
         filter=filter_name,
         fusion=settings.fusion or told.fusion,
         blend=blend,
+        image_size=settings.image_size or told.image_size,
         out=settings.out or f"{folder}{joint}{report}",
     )
 

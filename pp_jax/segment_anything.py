@@ -18,7 +18,7 @@ import jax
 from pp_jax import sharding
 from pp_jax.finetune import runs
 from pp_jax.predict.official import LoadedSam, ResizeLongestSide, SamPredictor
-from pp_jax.sam import VARIANTS, Sam
+from pp_jax.sam import VARIANTS, Sam, sized
 from pp_jax.sam.model import init
 
 __all__ = ["LoadedSam", "ResizeLongestSide", "SamPredictor", "build_sam", "sam_model_registry"]
@@ -37,9 +37,11 @@ def build_sam(variant: str, checkpoint: str | Path | None = None) -> LoadedSam:
     if loaded.variant != variant:
         raise ValueError(f"{checkpoint}: weights of {loaded.variant}, not of {variant}")
     if loaded.config is None:
-        return LoadedSam(model, loaded.variables)
+        return LoadedSam(model, loaded.variables, preprocess=loaded.preprocess)
     told = loaded.config
-    return LoadedSam(model, loaded.variables, told.filter, told.fusion, told.blend)
+    model = Sam(sized(variant, told.image_size))
+    shown = (told.filter, told.fusion, told.blend, loaded.preprocess)
+    return LoadedSam(model, loaded.variables, *shown)
 
 
 sam_model_registry: Mapping[str, Callable[..., LoadedSam]] = MappingProxyType(

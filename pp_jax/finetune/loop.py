@@ -24,7 +24,7 @@ from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, averages, make_step, make_terms
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.prompts import Purpose
-from pp_jax.sam import VARIANTS, Sam
+from pp_jax.sam import Sam, sized
 from pp_jax.types import Batch
 
 _PAPER_WARMUP = 250
@@ -150,14 +150,15 @@ def _optimizer(settings: TrainConfig, *, steps: int) -> optax.GradientTransforma
 
 
 def _terms(settings: TrainConfig, purpose: Purpose) -> Callable[..., Terms]:
-    variant = VARIANTS[settings.variant]
+    config = sized(settings.variant, settings.image_size)
     stage = make_stage(
         filter=settings.filter,
         fusion=settings.fusion,
         blend=settings.blend,
-        side=variant.image_size,
+        side=config.image_size,
+        preprocess=settings.preprocess,
     )
-    model = Sam(variant, dtype=jnp.dtype(settings.dtype), remat=settings.remat)
+    model = Sam(config, dtype=jnp.dtype(settings.dtype), remat=settings.remat)
     weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
     return make_terms(model, stage, prompt=settings.prompt, purpose=purpose, weights=weights)
 

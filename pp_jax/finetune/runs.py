@@ -179,6 +179,7 @@ class Loaded(NamedTuple):
     variables: dict[str, Any]
     config: TrainConfig | None  # None: converted weights, no run.
     step: int | None
+    preprocess: str  # How the weights' images are prepared: a name in `stage.PREPARATIONS`.
 
 
 def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
@@ -194,7 +195,7 @@ def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
     if variant not in VARIANTS or facts.get("kind") != "converted":
         raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
     variables = checkpoints.load(folder, _shapes(variant, mesh=mesh, rule=rule))
-    return Loaded(variant, variables, None, None)
+    return Loaded(variant, variables, None, None, facts.get("preprocess", "sam"))
 
 
 def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
@@ -209,7 +210,8 @@ def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
     folder = checkpoints.step_folder(run, step)
     held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
     base, _ = _load_base(run, frozen, step=folder)
-    return Loaded(settings.variant, tree.combine(held, base), settings, step)
+    variables = tree.combine(held, base)
+    return Loaded(settings.variant, variables, settings, step, settings.preprocess)
 
 
 def newest_step(run: Path) -> int:
@@ -255,6 +257,27 @@ def require_checkpoint(settings: TrainConfig) -> None:
     """
     if settings.checkpoint and not Path(settings.checkpoint).exists():
         raise CheckpointError(_how_to_get(settings.checkpoint, settings.variant))
+
+
+def with_preprocess(settings: TrainConfig) -> TrainConfig:
+    """The config with the preparation of images that the checkpoint's weights expect.
+
+    Raises:
+      ValueError: The user asked for another one.
+    """
+    expected = "sam"
+    if settings.checkpoint:
+        folder = Path(settings.checkpoint)
+        if (folder / CONFIG).is_file():
+            expected = read_config(folder).preprocess
+        else:
+            expected = checkpoints.read_manifest(folder).get("preprocess", "sam")
+        if settings.preprocess not in ("", expected):
+            raise ValueError(
+                f"--preprocess {settings.preprocess}: the weights in {folder} expect {expected}; "
+                "leave the flag out"
+            )
+    return dataclasses.replace(settings, preprocess=settings.preprocess or expected)
 
 
 def _how_to_get(folder: str, variant: str) -> str:

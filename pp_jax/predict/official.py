@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pp_jax.predict.predictor import embed, predict
 from pp_jax.preprocess import geometry
-from pp_jax.preprocess.stage import make_stage
+from pp_jax.preprocess.stage import PREPARATIONS, make_stage
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import Sam, SamOutput
 from pp_jax.types import NEUTRAL, Prompts
@@ -34,23 +34,25 @@ class LoadedSam(NamedTuple):
     filter: str = "none"
     fusion: str = "replace"
     blend: float = 0.5
+    preprocess: str = "sam"  # Or "medsam": what images the weights were trained on.
 
 
 class ResizeLongestSide:
-    """The official transform, on arrays."""
+    """The official transform, on arrays; `fit` "square" stretches, as MedSAM's weights expect."""
 
-    def __init__(self, target_length: int):
+    def __init__(self, target_length: int, fit: geometry.Fit = "longest"):
         self.target_length = target_length
+        self.fit: geometry.Fit = fit
 
     def apply_image(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
         """The image with its longest side at `target_length`, bit for bit as the official one."""
-        return geometry.resize_image(image, longest=self.target_length)
+        return geometry.resize_image(image, longest=self.target_length, fit=self.fit)
 
     def apply_coords(
         self, coords: Float[np.ndarray, "*n 2"], original_size: tuple[int, int]
     ) -> Float[np.ndarray, "*n 2"]:
         """Points `(x, y)` in the model frame; `original_size` is (height, width)."""
-        resized = geometry.resized_shape(*original_size, longest=self.target_length)
+        resized = geometry.resized_shape(*original_size, longest=self.target_length, fit=self.fit)
         return geometry.points_to_model(
             np.asarray(coords, np.float64), original=original_size, resized=resized
         )
@@ -68,12 +70,15 @@ class SamPredictor:
 
     def __init__(self, sam_model: LoadedSam):
         self.sam = sam_model
-        self.transform = ResizeLongestSide(sam_model.model.config.image_size)
+        self.transform = ResizeLongestSide(
+            sam_model.model.config.image_size, PREPARATIONS[sam_model.preprocess].fit
+        )
         stage = make_stage(
             filter=sam_model.filter,
             fusion=sam_model.fusion,
             blend=sam_model.blend,
             side=self.transform.target_length,
+            preprocess=sam_model.preprocess,
         )
         self._embed = jax.jit(partial(embed, sam_model.model, stage=stage))
         self._decode = jax.jit(

@@ -58,7 +58,7 @@ def predict(
 
 
 def make_segment(
-    model: Sam, variables: Mapping[str, Any], *, stage: Callable
+    model: Sam, variables: Mapping[str, Any], *, stage: Callable, fit: geometry.Fit = "longest"
 ) -> Callable[[UInt8[np.ndarray, "H W 3"], Marked], Masks]:
     """A function from an image of any size and its marks to one mask per mark.
 
@@ -94,7 +94,7 @@ def make_segment(
 
     def segment(image: UInt8[np.ndarray, "H W 3"], marked: Marked) -> Masks:
         height, width = image.shape[:2]
-        resized = geometry.resize_image(image, longest=side)
+        resized = geometry.resize_image(image, longest=side, fit=fit)
         size, original = np.array(resized.shape[:2]), np.array([height, width])
         prompts, count = _to_prompts(
             marked, original=(height, width), resized=resized.shape[:2], model=model

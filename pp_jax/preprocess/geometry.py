@@ -9,20 +9,25 @@ height). SAM scales both alike; the prompt encoder adds its half pixel later.
 The host's half works on NumPy arrays, the device's half is pure JAX.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from PIL import Image
+from skimage import transform
 
 CELL = 4  # Model pixels per side of a low-resolution mask's cell.
 
 
 # The host: from the original frame to the model frame, and back.
 
+Fit = Literal["longest", "square"]  # SAM keeps the proportions; MedSAM stretches to a square.
 
-def resized_shape(height: int, width: int, *, longest: int) -> tuple[int, int]:
+
+def resized_shape(
+    height: int, width: int, *, longest: int, fit: Fit = "longest"
+) -> tuple[int, int]:
     """`(height, width)` after the longer side was scaled to `longest`.
 
     Rounds as the official `ResizeLongestSide.get_preprocess_shape`: half a pixel up.
@@ -30,6 +35,8 @@ def resized_shape(height: int, width: int, *, longest: int) -> tuple[int, int]:
     Raises:
       ValueError: A side would become 0.
     """
+    if fit == "square":
+        return longest, longest
     scale = longest * 1.0 / max(height, width, 1)
     resized = int(height * scale + 0.5), int(width * scale + 0.5)
     if min(resized) < 1:
@@ -40,16 +47,23 @@ def resized_shape(height: int, width: int, *, longest: int) -> tuple[int, int]:
     return resized
 
 
-def resize_image(image: UInt8[np.ndarray, "H W 3"], *, longest: int) -> UInt8[np.ndarray, "h w 3"]:
+def resize_image(
+    image: UInt8[np.ndarray, "H W 3"], *, longest: int, fit: Fit = "longest"
+) -> UInt8[np.ndarray, "h w 3"]:
     """The image with its longer side scaled to `longest`.
 
     Bit-exact with the official `ResizeLongestSide(longest).apply_image`: Pillow's bilinear filter,
-    widened when it shrinks.
+    widened when it shrinks. "square" is MedSAM's: scikit-image's cubic, truncated to integers.
 
     Raises:
       ValueError: A side would become 0.
     """
-    height, width = resized_shape(*image.shape[:2], longest=longest)
+    height, width = resized_shape(*image.shape[:2], longest=longest, fit=fit)
+    if fit == "square":
+        resized = transform.resize(
+            image, (height, width), order=3, preserve_range=True, anti_aliasing=True
+        )
+        return resized.astype(np.uint8)
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
@@ -67,7 +81,9 @@ def pad_square(image: UInt8[np.ndarray, "h w 3"], *, side: int) -> UInt8[np.ndar
     return np.pad(image, ((0, side - height), (0, side - width), (0, 0)))
 
 
-def low_res_target(mask: Bool[np.ndarray, "H W"], *, side: int) -> Float32[np.ndarray, "h w"]:
+def low_res_target(
+    mask: Bool[np.ndarray, "H W"], *, side: int, fit: Fit = "longest"
+) -> Float32[np.ndarray, "h w"]:
     """Part of each low-resolution cell's covered area that the mask fills, in [0, 1].
 
     Cells are 4x4 pixels of the padded model frame, so `h == w == side / 4`. A cell that the image
@@ -79,7 +95,7 @@ def low_res_target(mask: Bool[np.ndarray, "H W"], *, side: int) -> Float32[np.nd
     if side % CELL:
         raise ValueError(f"{side=} needs a multiple of {CELL}")
     height, width = mask.shape
-    rows, columns = resized_shape(height, width, longest=side)
+    rows, columns = resized_shape(height, width, longest=side, fit=fit)
     edges_y = _cell_edges(height, rows, side=side)
     edges_x = _cell_edges(width, columns, side=side)
     area = _integrals(_integrals(mask, edges_y).T, edges_x).T

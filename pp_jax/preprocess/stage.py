@@ -1,6 +1,8 @@
 """The input stage: a batch of uint8 canvases to what SAM's image encoder takes, in one function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from pp_jax.preprocess.filters import FILTERS, Filter, identity, respond
 from pp_jax.preprocess.fusion import FUSIONS
+from pp_jax.preprocess.geometry import Fit
 
 # SAM's mean and standard deviation of R, G, B in grey levels.
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
@@ -21,19 +24,22 @@ _NORMALISED = (np.arange(256, dtype=np.float32)[:, None] - MEAN) / STD
 Stage = Callable[[UInt8[Array, "B S S 3"], Int[Array, "B 2"]], Float32[Array, "B S S 3"]]
 
 
-def make_stage(*, filter: str, fusion: str, blend: float, side: int) -> Stage:
+def make_stage(
+    *, filter: str, fusion: str, blend: float, side: int, preprocess: str = "sam"
+) -> Stage:
     """A pure function from `(images, sizes)` to the model's input; to be called inside `jit`.
 
     Each image becomes grey, is filtered and mapped to [0, 255] by the filter's fixed range, is
-    fused with the image, normalised by SAM's mean and standard deviation, and set to zero beyond
-    its valid (height, width). The filter `none` passes the image itself, in colour, whatever the
-    fusion: then the normalised values equal torch's `(x - mean) / std` bit for bit.
+    fused with the image, scaled as the weights expect, and set to zero beyond its valid (height,
+    width). The filter `none` passes the image itself, in colour, whatever the fusion: then the
+    values normalised for SAM equal torch's `(x - mean) / std` bit for bit.
 
     Args:
       filter: A name in `FILTERS`.
       fusion: A name in `FUSIONS`.
       blend: Weight of the response in [0, 1], for fusions that have one.
       side: Side of the square canvas in pixels.
+      preprocess: A name in `PREPARATIONS`: how the weights' training images were prepared.
 
     Raises:
       ValueError: An unknown name, or a weight outside [0, 1].
@@ -42,17 +48,20 @@ def make_stage(*, filter: str, fusion: str, blend: float, side: int) -> Stage:
         raise ValueError(f"unknown {filter=}: choose one of {', '.join(FILTERS)}")
     if fusion not in FUSIONS:
         raise ValueError(f"unknown {fusion=}: choose one of {', '.join(FUSIONS)}")
+    if preprocess not in PREPARATIONS:
+        raise ValueError(f"unknown {preprocess=}: choose one of {', '.join(PREPARATIONS)}")
     if not 0 <= blend <= 1:
         raise ValueError(f"{blend=} is no weight: choose one in [0, 1]")
-    row, fuse = FILTERS[filter], FUSIONS[fusion]
+    row, fuse, scale = FILTERS[filter], FUSIONS[fusion], PREPARATIONS[preprocess].scale
 
     def prepare(image: UInt8[Array, "S S 3"], size: Int[Array, "2"]) -> Float32[Array, "S S 3"]:
+        inside = _inside(size, side=side)[..., None]
         if row.function is identity:
-            pixels = jnp.asarray(_NORMALISED)[image, jnp.arange(3)]
+            shown = image
         else:
             response = to_grey_levels(respond(grey(image), size, row=row), row=row)
-            pixels = (fuse(image.astype(jnp.float32), response, blend) - MEAN) / STD
-        return jnp.where(_inside(size, side=side)[..., None], pixels, 0)
+            shown = fuse(image.astype(jnp.float32), response, blend)
+        return jnp.where(inside, scale(shown, inside), 0)
 
     def stage(
         images: UInt8[Array, "B S S 3"], sizes: Int[Array, "B 2"]
@@ -62,6 +71,35 @@ def make_stage(*, filter: str, fusion: str, blend: float, side: int) -> Stage:
         return jax.vmap(prepare)(images, sizes)
 
     return stage
+
+
+Levels = UInt8[Array, "S S 3"] | Float[Array, "S S 3"]
+
+
+def standardise(image: Levels, inside: Bool[Array, "S S 1"]) -> Float32[Array, "S S 3"]:
+    """SAM's scaling: minus the mean, over the standard deviation, of each channel."""
+    del inside
+    if image.dtype == jnp.uint8:
+        return jnp.asarray(_NORMALISED)[image, jnp.arange(3)]
+    return (image - MEAN) / STD
+
+
+def min_max(image: Levels, inside: Bool[Array, "S S 1"]) -> Float32[Array, "S S 3"]:
+    """MedSAM's scaling: the valid pixels' own range, over all channels, becomes [0, 1].
+
+    Source: bowang-lab/MedSAM, `MedSAM_Inference.py`.
+    """
+    levels = image.astype(jnp.float32)
+    low = jnp.min(levels, where=inside, initial=jnp.inf)
+    high = jnp.max(levels, where=inside, initial=-jnp.inf)
+    return (levels - low) / jnp.maximum(high - low, 1e-8)
+
+
+class Preparation(NamedTuple):
+    """A row of `PREPARATIONS`."""
+
+    fit: Fit
+    scale: Callable[[Levels, Bool[Array, "S S 1"]], Float32[Array, "S S 3"]]
 
 
 def grey(image: UInt8[Array, "H W 3"]) -> Float32[Array, "H W"]:
@@ -81,3 +119,11 @@ def to_grey_levels(response: Float[Array, "H W"], *, row: Filter) -> Float[Array
 def _inside(size: Int[Array, "2"], *, side: int) -> Bool[Array, "S S"]:
     index = jnp.arange(side)
     return (index < size[0])[:, None] & (index < size[1])
+
+
+PREPARATIONS: Mapping[str, Preparation] = MappingProxyType(
+    {
+        "sam": Preparation("longest", standardise),
+        "medsam": Preparation("square", min_max),
+    }
+)

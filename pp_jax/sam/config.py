@@ -1,7 +1,7 @@
 """Sizes of the model: one frozen record per variant."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 MIN_SIZE, MAX_SIZE = 256, 2048
@@ -56,6 +56,16 @@ class SamConfig:
     def mask_side(self) -> int:
         """Side of a low-resolution mask: four cells per patch."""
         return 4 * self.grid
+
+
+def sized(variant: str, image_size: int | None = None) -> SamConfig:
+    """A variant at another image size (None: its own); its tables are then interpolated.
+
+    Raises:
+      ValueError: No multiple of the patch size from 256 to 2048.
+    """
+    config = VARIANTS[variant]
+    return config if image_size is None else replace(config, image_size=image_size)
 
 
 VARIANTS: Mapping[str, SamConfig] = MappingProxyType(
