@@ -1,5 +1,6 @@
 """One image of a data set: where it is, what is in it, and the split by patient."""
 
+import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from data.dicom import read_dicom
+from data.images import read_any
 
 Box = tuple[float, float, float, float]
 PARTS = ("train", "validation", "test")
@@ -27,7 +28,7 @@ class Record:
     image: Path
     boxes: tuple[Box, ...]  # (x0, y0, x1, y1), original frame, edges of pixels.
     mask: Path | None
-    target: Literal["mask", "box"]
+    target: Literal["mask", "machine-made", "box"]  # What is known of the true outline.
     label: str
 
 
@@ -50,16 +51,16 @@ def load(record: Record) -> Sample:
 
     Raises:
       ValueError: A box outside the image, or a mask of another size or kind.
-      DicomError: The image cannot be read.
+      DicomError, ImageError: The image cannot be read.
     """
-    grey = read_dicom(record.image)
-    check_boxes(record.boxes, size=grey.shape, where=f"{record.image}")
-    image = np.repeat(grey[:, :, None], 3, axis=2)
+    image = read_any(record.image)
+    size = image.shape[:2]
+    check_boxes(record.boxes, size=size, where=f"{record.image}")
     if record.mask is None:
-        objects = fill_boxes(record.boxes, size=grey.shape)
+        objects = fill_boxes(record.boxes, size=size)
         boxes = np.array(record.boxes, np.float32).reshape(-1, 4)
         return Sample(image, objects, boxes, objects.any(0))
-    findings = _read_mask(record.mask, size=grey.shape)
+    findings = read_mask(record.mask, size=size)
     objects = assign_components(findings, record.boxes)
     found = objects.any((1, 2))
     if not found.all():
@@ -84,7 +85,7 @@ def object_crops(
         else:
             with Image.open(record.mask) as file:
                 size = (file.height, file.width)
-            objects = assign_components(_read_mask(record.mask, size=size), record.boxes)
+            objects = assign_components(read_mask(record.mask, size=size), record.boxes)
             objects = objects[objects.any((1, 2))]
             yield from zip(objects, tight_boxes(objects), strict=True)
 
@@ -184,12 +185,21 @@ def _shares(count: int, *, test: float, validation: float) -> tuple[int, int]:
     return tested, min(max(1, round(validation * count)), count - tested - 1)
 
 
-def _read_mask(path: Path, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+def read_mask(path: Path, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+    """What is marked in an 8-bit grey picture: the pixels above 127.
+
+    Raises:
+      ValueError: Another kind of file, a damaged one, or one that is not of `size`.
+      OSError: The file cannot be opened.
+    """
+    content = io.BytesIO(path.read_bytes())
     try:
-        with Image.open(path) as file:
+        with Image.open(content) as file:
             mode, mask = file.mode, np.asarray(file)
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not a picture; a mask is an 8-bit grey PNG") from error
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: damaged ({error}); restore a copy of it") from error
     if mode != "L":
         raise ValueError(f"{path}: a mask is an 8-bit grey PNG (mode L), this one has mode {mode}")
     if mask.shape != tuple(size):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from data import rsna
+from data import folder, rsna
 from data.records import Record
 
 
@@ -40,5 +40,6 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             obtain="write it with `python -m data.synthetic --out DIR`",
         ),
         "rsna": Dataset(rsna.read_rsna, folder="rsna", obtain=rsna.OBTAIN),
+        "folder": Dataset(folder.read_folder, folder="folder", obtain=folder.OBTAIN),
     }
 )
