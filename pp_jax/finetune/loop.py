@@ -1,5 +1,6 @@
 """The training loop: the one impure place between pure steps."""
 
+import contextlib
 import json
 import math
 import time
@@ -104,35 +105,37 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     key = jax.random.key(settings.seed)
     every = settings.save_every or max(feed.epoch_steps, _FEWEST_BETWEEN_SAVES)
 
-    bar: tqdm | None = None
     batch = sharding.place_batch(next(batches), mesh)
-    for number in range(start + 1, total + 1):
-        begun = time.perf_counter()
-        state, means = step(state, frozen, batch, positions, key)
-        batch = sharding.place_batch(next(batches), mesh)  # While the devices compute.
-        row = _row(number, "train", means, feed.facts)
-        row["seconds"] = round(time.perf_counter() - begun, 3)
-        log.add(row)
-        _require_finite(row, run)
-        if bar is None:  # Made after the first step, whose compilation would spoil the estimate.
-            tqdm.write(f"compiled, and step {number} done, in {row['seconds']:.1f} s")
-            hidden = jax.process_index() > 0
-            bar = tqdm(total=total, initial=number, unit="step", disable=hidden)
-        else:
-            bar.update()
-        bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['dice_metric']:.3f}")
-        if number % every == 0 or number == total:
-            means = _validate(score, state, frozen, feed, key, mesh=mesh)
-            if means is not None:
-                scored = _row(number, "validation", means, feed.facts)
-                log.add(scored)
-                tqdm.write(
-                    f"step {number}: validation loss {scored['loss']:.3f}, "
-                    f"Dice {scored['dice_metric']:.3f}"
+    with contextlib.ExitStack() as closing:  # The bar's line ends also where an error follows.
+        for number in range(start + 1, total + 1):
+            begun = time.perf_counter()
+            state, means = step(state, frozen, batch, positions, key)
+            batch = sharding.place_batch(next(batches), mesh)  # While the devices compute.
+            row = _row(number, "train", means, feed.facts)
+            row["seconds"] = round(time.perf_counter() - begun, 3)
+            log.add(row)
+            _require_finite(row, run)
+            if number == start + 1:
+                # The bar is made now, since the compilation would spoil its estimate.
+                tqdm.write(f"compiled, and step {number} done, in {row['seconds']:.1f} s")
+                hidden = jax.process_index() > 0
+                bar = closing.enter_context(
+                    tqdm(total=total, initial=number, unit="step", disable=hidden)
                 )
-            log.draw(run / runs.CURVE)
-            runs.save_step(run, state, settings=settings, base=base)
-    bar.close()
+            else:
+                bar.update()
+            bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['dice_metric']:.3f}")
+            if number % every == 0 or number == total:
+                means = _validate(score, state, frozen, feed, key, mesh=mesh)
+                if means is not None:
+                    scored = _row(number, "validation", means, feed.facts)
+                    log.add(scored)
+                    tqdm.write(
+                        f"step {number}: validation loss {scored['loss']:.3f}, "
+                        f"Dice {scored['dice_metric']:.3f}"
+                    )
+                log.draw(run / runs.CURVE)
+                runs.save_step(run, state, settings=settings, base=base)
     return log.rows
 
 

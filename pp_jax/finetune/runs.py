@@ -211,7 +211,7 @@ def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
     held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
     base, _ = _load_base(run, frozen, step=folder)
     variables = tree.combine(held, base)
-    return Loaded(settings.variant, variables, settings, step, settings.preprocess)
+    return Loaded(settings.variant, variables, settings, step, settings.preprocess or "sam")
 
 
 def newest_step(run: Path) -> int:
@@ -269,7 +269,7 @@ def with_preprocess(settings: TrainConfig) -> TrainConfig:
     if settings.checkpoint:
         folder = Path(settings.checkpoint)
         if (folder / CONFIG).is_file():
-            expected = read_config(folder).preprocess
+            expected = read_config(folder).preprocess or "sam"
         else:
             expected = checkpoints.read_manifest(folder).get("preprocess", "sam")
         if settings.preprocess not in ("", expected):
