@@ -175,8 +175,12 @@ def _validate(
     score: Callable, state: State, frozen: Any, feed: Feed, key: jax.Array, *, mesh: Mesh
 ) -> dict[str, jax.Array] | None:
     """Averages over all validation prompts, each drawn by the image alone; None without prompts."""
-    sums = None
-    for batch in feed.validation():
+    sums, hidden = None, jax.process_index() > 0
+    # Shown where it lasts: one image of `vit_h` is half a minute on a CPU.
+    shown = tqdm(
+        feed.validation(), desc="validating", unit="batch", leave=False, delay=2, disable=hidden
+    )
+    for batch in shown:
         positions = np.maximum(batch.index, 0).astype(np.int32)
         placed, where = sharding.place_batch((batch, positions), mesh)
         part = score(state.trainable, frozen, placed, where, key, jnp.int32(0))
