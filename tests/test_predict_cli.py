@@ -1,13 +1,11 @@
 """`python -m pp_jax.predict` on a user's own images, from the command line to its files."""
 
-import csv
 import json
 import shutil
-import warnings
+from collections import Counter
 from pathlib import Path
 
 import cv2
-import jax
 import nibabel
 import numpy as np
 import pytest
@@ -17,56 +15,19 @@ from scipy import ndimage
 from data.folder import read_folder
 from data.pipeline import train_batches
 from data.records import load
-from pp_jax import checkpoints, tree
+from pp_jax import checkpoints
 from pp_jax.predict import marks, strokes, writing
-from pp_jax.predict.__main__ import Predict, main, read_marks
+from pp_jax.predict.answering import embedding_path, make_prompted
 from pp_jax.predict.automatic import SamAutomaticMaskGenerator
 from pp_jax.sam import Sam, sized
-from pp_jax.sam.model import init
 from pp_jax.segment_anything import SamPredictor, build_sam
-from tests.dicom_files import write_dicom
+from tests.predict_world import BOXES, HEIGHT, WIDTH, failed, image_of, run, table, write_world
 from tests.test_official_api import photo
-
-HEIGHT, WIDTH = 97, 150
-BOXES = {"a.png": [(10, 20, 100, 90), (60, 5, 80.5, 50)], "film.dcm": [(5, 8, 70, 60)]}
-TOLD = "image,x0,y0,x1,y1\n" + "".join(
-    f"{image},{','.join(map(str, box))}\n" for image in BOXES for box in BOXES[image]
-)
-
-
-def drawn(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
-    """Random values of one parameter; those of the mask head are large, so that logits pass 1."""
-    noise = rng.normal(size=shape).astype(np.float32)
-    if path.endswith("scale"):
-        return 1 + 0.1 * noise
-    if len(shape) < 2:
-        return 0.1 * noise
-    head = "output_hypernetworks" in path and "layers_2" in path
-    return noise * np.float32(np.prod(shape[:-1]) ** -0.5 * (20 if head else 1))
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Weights, two images and their boxes."""
-    folder = tmp_path_factory.mktemp("predict")
-    shapes = jax.eval_shape(lambda key: init(Sam(sized("tiny")), key), jax.random.key(0))
-    rng = np.random.default_rng(0)
-    leaves = tree.flatten(shapes).items()
-    variables = tree.unflatten({path: drawn(path, x.shape, rng) for path, x in leaves})
-    facts = {"kind": "converted", "variant": "tiny", "preprocess": "sam"}
-    checkpoints.save(folder / "weights", variables, facts=facts)
-    (folder / "images").mkdir()
-    Image.fromarray(photo(HEIGHT, WIDTH)).save(folder / "images" / "a.png")
-    write_dicom(folder / "images" / "film.dcm", photo(80, 120)[..., 0])
-    (folder / "boxes.csv").write_text(TOLD)
-    return folder
-
-
-def run(world: Path, *args: object, images: str = "images", out: str = "out") -> None:
-    paths = ["--checkpoint", world / "weights", "--out", world / out]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("default", module="pp_jax.predict.__main__")
-        main([str(x) for x in (world / images, *paths, *args)])
+    return write_world(tmp_path_factory.mktemp("predict"))
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +49,6 @@ def pixels(path: Path) -> np.ndarray:
         values = np.asarray(file)
     assert set(np.unique(values)) <= {0, 255}
     return values == 255
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def image_of(name: str) -> np.ndarray:
-    """The pixels as they were drawn."""
-    return photo(HEIGHT, WIDTH) if name == "a.png" else photo(80, 120)[..., :1].repeat(3, axis=2)
 
 
 def best_logits(predictor: SamPredictor, **asked) -> tuple[np.ndarray, float]:
@@ -307,6 +258,21 @@ def test_automatic_masks_at_another_image_size_are_those_of_the_generator(world,
     assert json.loads((world / "out" / "predict.json").read_text())["image_size"] == 320
 
 
+def test_saved_embeddings_of_stretched_images_give_the_same_masks(tmp_path, predictor) -> None:
+    stretched = predictor.sam._replace(preprocess="medsam")
+    asks = {"a": marks.same_everywhere(marks.boxes([10, 20, 100, 90]), None, None)}
+    counts, kept = Counter(), embedding_path(tmp_path, stretched, weights="w")
+    options = {"multimask": True, "steps": (), "kept": kept, "counts": counts}
+    segment = make_prompted(stretched, asks, **options)
+    (computed,), (reused,) = segment("a", image_of("a.png")), segment("a", image_of("a.png"))
+    assert counts == {"computed": 1, "reused": 1}
+    np.testing.assert_array_equal(reused.mask, computed.mask)
+    assert reused.mask[:, 75:].any()
+    assert kept(image_of("a.png")) != embedding_path(tmp_path, predictor.sam, weights="w")(
+        image_of("a.png")
+    )
+
+
 # The data set.
 
 
@@ -351,174 +317,9 @@ def test_an_empty_mask_has_an_area_of_0_and_no_box(tmp_path) -> None:
     assert rows.annotations[0]["bbox"] == [0, 0, 0, 0]
 
 
-# Marks.
-
-
-def rows_of(text: str, *columns: str) -> list[marks.Row]:
-    cells = (dict(zip(columns, line.split(","), strict=True)) for line in text.split())
-    return [(f"f.csv, line {i}", row) for i, row in enumerate(cells, start=2)]
-
-
-def test_boxes_come_in_both_layouts_and_rsna_has_rows_without() -> None:
-    rsna = marks.boxes_of_rows(rows_of("1,2,3,4 ,,, 10,20,1,2", "x", "y", "width", "height"))(
-        (30, 40), 256
-    )
-    assert [q.box.tolist() for q in rsna] == [[1, 2, 4, 6], [10, 20, 11, 22]]
-    plain = marks.boxes_of_rows(rows_of("1,2,3,4", "x0", "y0", "x1", "y1"))((30, 40), 256)
-    assert [q.box.tolist() for q in plain] == [[1, 2, 3, 4]]
-
-
-def test_a_scribble_is_clicks_on_the_drawn_line_one_object_each() -> None:
-    rows = rows_of("2,3,one 30,3,one 5,20,two 5,8,two", "x", "y", "object")
-    across, down = marks.scribbles_of_rows(rows)((40, 50), 256)
-    assert {tuple(p) for p in across.points} >= {(2, 3), (30, 3)}
-    assert (across.points[:, 1] == 3).all()
-    assert (down.points[:, 0] == 5).all()
-    assert (across.labels == 1).all()
-    assert across.mask is None
-
-
-def test_a_lasso_is_clicks_and_a_mask_on_the_images_that_its_csv_names(tmp_path) -> None:
-    corners = np.array([(20, 10), (120, 15), (90, 80), (25, 70)])
-    lines = "".join(f"a,{x},{y},left\n" for x, y in corners)
-    (tmp_path / "lasso.csv").write_text("image,x,y,object\n" + lines + "b,1,1,\n")
-    settings = Predict((), Path("w"), Path("o"), lasso=tmp_path / "lasso.csv")
-    with (
-        pytest.warns(UserWarning, match=r"1 images without a row are left out, first: c\.png"),
-        pytest.warns(UserWarning, match="1 names without an image are left out, first: b"),
-    ):
-        asks = read_marks(settings, {"a": Path("a.png"), "c": Path("c.png")})
-    assert list(asks) == ["a"]
-    (question,) = asks["a"]((HEIGHT, WIDTH), 256)
-    want = strokes.lasso_prompt(corners.astype(float), shape=(HEIGHT, WIDTH), side=256)
-    np.testing.assert_array_equal(question.points, want.points)
-    np.testing.assert_array_equal(question.mask, want.mask)
-    assert (question.labels == 1).all()
-    assert (question.prompt, question.box) == ("lasso", None)
-
-
-def test_a_mask_prompt_is_a_binary_mask_or_logits_as_they_are() -> None:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[20:70, 30:90] = True
-    got = marks.mask_logits(mask, size=(HEIGHT, WIDTH), side=256)
-    np.testing.assert_array_equal(got, strokes.mask_to_prompt(mask, side=256))
-    logits = np.random.default_rng(0).normal(size=(1, 64, 64))
-    same = marks.mask_logits(logits, size=(HEIGHT, WIDTH), side=256)
-    np.testing.assert_array_equal(same, logits[0].astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (np.ones((5, 4), bool), "mask prompt of 4 x 5 pixels for an image of 150 x 97"),
-        (np.zeros((HEIGHT, WIDTH), bool), "without a marked pixel"),
-        (np.zeros((63, 64)), r"logits are \(64, 64\)"),
-        (np.full((64, 64), np.nan), "must be finite"),
-        (np.full((64, 64), "x"), r"logits are \(64, 64\)"),
-    ],
-)
-def test_a_mask_prompt_of_another_size_or_kind_is_an_error(mask, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        marks.mask_logits(mask, size=(HEIGHT, WIDTH), side=256)
-
-
-# Mistakes.
+# Damage.
 
 BOX = ("--box", 10, 20, 100, 90)
-MISTAKES = {
-    "say what to segment by one of --box, --point": (),
-    "--auto and --box do not go together": ("--auto", *BOX),
-    "--box 1 2 3: give X0 Y0 X1 Y1": ("--box", 1, 2, 3),
-    "box [100.0, 20.0, 10.0, 90.0]: corners swapped": ("--box", 100, 20, 10, 90),
-    "box [nan, 20.0, 10.0, 90.0]: must be finite": ("--box", "nan", 20, 10, 90),
-    "a.png: box [10.0, 20.0, 151.0, 90.0] leaves the image of 150 x 97": (
-        *("--box", 10, 20, 151, 90),
-    ),
-    "a.png: box [-1.0, 20.0, 100.0, 90.0] leaves the image": ("--box", -1, 20, 100, 90),
-    "a.png: point (150, 5) lies outside the image": ("--point", 150, 5),
-    "--label 1 0: 2 labels for 1 points": ("--point", 1, 2, "--label", 1, 0),
-    "--label without --point": (*BOX, "--label", 1),
-    "point label 2: must be 1": ("--point", 1, 2, "--label", 2),
-    "point_coords [[nan, 2.0]]: must be finite": ("--point", "nan", 2),
-    "--point 1 2 3: give pairs": ("--point", 1, 2, 3),
-    "2 boxes with points": (*BOX, *BOX, "--point", 1, 2),
-    "unknown refinement 'sharpen': choose from": (*BOX, "--refine", "sharpen"),
-    "image size 250: needs a multiple of 16 from 256 to 2048": (*BOX, "--image-size", 250),
-    "blend=2.0 is no weight": (*BOX, "--blend", 2),
-    "--pred-iou-thresh 0.5: only --auto looks at it": (*BOX, "--pred-iou-thresh", 0.5),
-    "--stability-score-thresh nan: must lie in [0, 1]": (
-        *("--auto", "--stability-score-thresh", "nan"),
-    ),
-    "--points-per-side 0: must be at least 1": ("--auto", "--points-per-side", 0),
-    "No such file or directory: 'nowhere.csv'": ("--boxes", "nowhere.csv"),
-}
-
-
-def failed(capsys) -> str:
-    """The one line that a user sees."""
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("warning")]
-    assert line.startswith("error: ")
-    return line
-
-
-@pytest.mark.parametrize("message", MISTAKES)
-def test_a_mistake_is_one_clear_line_and_leaves_nothing(world, capsys, message) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run(world, *MISTAKES[message], images="images/a.png", out="bad")
-    assert message.lower() in failed(capsys).lower()
-    assert not list(world.glob("bad*"))
-
-
-def csv_of_others(world: Path) -> tuple:
-    (world / "other.csv").write_text(TOLD.replace("a.png", "c.png").replace("film", "d"))
-    return ("--boxes", world / "other.csv")
-
-
-def csv_with_a_swapped_row(world: Path) -> tuple:
-    (world / "swapped.csv").write_text(TOLD + "a.png,9,9,3,10\n")
-    return ("--boxes", world / "swapped.csv")
-
-
-def csv_without_columns(world: Path) -> tuple:
-    (world / "columns.csv").write_text("image,x\na.png,1\n")
-    return ("--boxes", world / "columns.csv")
-
-
-def csv_with_words(world: Path) -> tuple:
-    (world / "words.csv").write_text("image,x,y\na.png,left,3\n")
-    return ("--scribble", world / "words.csv")
-
-
-def logits_in_a_text(world: Path) -> tuple:
-    (world / "text.npy").write_text("logits")
-    return ("--mask-prompt", world / "text.npy")
-
-
-def small_mask(world: Path) -> tuple:
-    Image.new("L", (20, 10), 255).save(world / "small.png")
-    return ("--mask-prompt", world / "small.png")
-
-
-FILES = {
-    "other.csv: names none of the 2 images": csv_of_others,
-    "swapped.csv, line 5: box [9.0, 9.0, 3.0, 10.0]: corners swapped": csv_with_a_swapped_row,
-    "columns.csv: needs the columns image,x0,y0,x1,y1 or patientId,x,y": csv_without_columns,
-    "words.csv, line 2: x 'left', y '3': must be finite": csv_with_words,
-    "text.npy: not an array saved by numpy.save": logits_in_a_text,
-}
-
-
-@pytest.mark.parametrize("message", FILES)
-def test_a_bad_file_of_marks_is_one_clear_line(world, capsys, message) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run(world, *FILES[message](world), out="bad")
-    assert message in failed(capsys)
-
-
-def test_a_mask_prompt_of_another_size_is_one_clear_line(world, capsys) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        run(world, *small_mask(world), images="images/a.png", out="bad")
-    assert "a.png: mask prompt of 20 x 10 pixels for an image of 150 x 97" in failed(capsys)
 
 
 def test_a_damaged_image_among_others_is_skipped_and_reported(world, first, capsys) -> None:
@@ -536,35 +337,3 @@ def test_a_damaged_image_among_others_is_skipped_and_reported(world, first, caps
     with pytest.raises(SystemExit, match="2"):
         run(world, *BOX, images="some/b.png", out="bad")
     assert "b.png: not a readable picture" in failed(capsys)
-
-
-def test_what_is_not_an_older_output_is_never_replaced(world, first, capsys) -> None:
-    foreign = world / "foreign"
-    foreign.mkdir()
-    (foreign / "thesis.txt").write_text("years of work")
-    for folder, flags in (("foreign", ()), ("fresh", ("--as-dataset", world / "dataset"))):
-        with pytest.raises(SystemExit, match="2"):
-            run(world, *BOX, *flags, out=folder)
-        assert "not empty" in failed(capsys)
-    assert (foreign / "thesis.txt").read_text() == "years of work"
-    assert not (world / "fresh").exists()
-
-
-def test_no_image_two_of_one_name_and_no_weights_are_one_clear_line(world, capsys) -> None:
-    (world / "empty").mkdir()
-    shutil.copytree(world / "images", world / "twins")
-    shutil.copy(world / "images" / "a.png", world / "twins" / "a.jpg")
-    for images, message in (
-        ("empty", "empty: no image in this folder"),
-        ("nowhere", "nowhere: no such file or folder"),
-        ("twins", "two images named a would share one mask"),
-    ):
-        with pytest.raises(SystemExit, match="2"):
-            run(world, *BOX, images=images, out="bad")
-        assert message in failed(capsys)
-    with pytest.raises(SystemExit, match="2"):
-        main(
-            [str(x) for x in (world / "images", "--checkpoint", world, "--out", world / "b", *BOX)]
-        )
-    assert "no checkpoint here" in failed(capsys)
-    assert not (world / "b").exists()

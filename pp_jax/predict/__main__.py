@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -37,11 +38,13 @@ from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.stage import PREPARATIONS
 from pp_jax.sam import Sam, sized
 
-CHOICES = {
-    "filter": ("", *filters.FILTERS),
-    "fusion": ("", *fusion.FUSIONS),
-    "device": cli.DEVICES,
-}
+CHOICES = MappingProxyType(
+    {
+        "filter": ("", *filters.FILTERS),
+        "fusion": ("", *fusion.FUSIONS),
+        "device": cli.DEVICES,
+    }
+)
 _COMBINABLE = frozenset({"--box", "--point", "--mask-prompt"})
 
 
@@ -134,15 +137,18 @@ def predict_all(settings: Predict) -> None:
       ValueError: A user's mistake; or images that had to be skipped, after all others were written.
     """
     check(settings)
+    if settings.as_dataset is not None:
+        require_free(settings.as_dataset)
     images = find_images(settings.images)
     asks = None
     if not settings.auto:
         asks = read_marks(settings, images)
         images = {name: images[name] for name in asks}
-    if settings.as_dataset is not None:
-        require_free(settings.as_dataset)
     out = cli.fresh_folder(settings.out, ours=writing.SETTINGS)
-    folders = Folders(out, None if settings.as_dataset is None else _partial(settings.as_dataset))
+    dataset = None
+    if settings.as_dataset is not None:
+        dataset = cli.fresh_folder(settings.as_dataset, ours=writing.SETTINGS)
+    folders = Folders(out, dataset)
     try:
         weights = load_weights(settings)
         counts = Counter()
@@ -234,9 +240,6 @@ def finish(
             "`accepted` to no in provenance.csv where one is wrong, then "
             f"`python train.py --data folder --data-dir {settings.as_dataset}`"
         )
-
-
-# Before anything is loaded.
 
 
 def check(settings: Predict) -> None:
@@ -352,16 +355,6 @@ def require_free(dataset: Path) -> None:
         )
 
 
-def _partial(folder: Path) -> Path:
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    return partial
-
-
-# The model.
-
-
 def load_weights(settings: Predict) -> Weights:
     """The model; prints what is shown to it.
 
@@ -377,7 +370,7 @@ def load_weights(settings: Predict) -> Weights:
     told = run or TrainConfig()
     if PREPARATIONS[loaded.preprocess].fit == "square":
         needs = {"--auto": settings.auto, "--lasso": settings.lasso}
-        for flag in (flag for flag, given in needs.items() if given):
+        if flag := next((flag for flag, given in needs.items() if given), None):
             raise ValueError(f"{flag}: not for {loaded.preprocess} weights; mark boxes or points")
         if settings.mask_prompt is not None and settings.mask_prompt.suffix.lower() != ".npy":
             raise ValueError(f"--mask-prompt: {loaded.preprocess} weights take .npy logits only")
