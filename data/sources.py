@@ -15,7 +15,7 @@ class Dataset:
 
     read: Callable[..., list[Record]]  # (folder, *, limit) -> records
     folder: str  # Below `datasets/` in the clone.
-    obtain: str  # Ends the sentence "DIR: no such folder; ...".
+    obtain: str  # Ends the sentence "DIR: no such folder; ..."; DIR stands for the folder.
 
 
 def open_dataset(name: str, folder: Path, *, limit: int | None = None) -> list[Record]:
@@ -28,7 +28,8 @@ def open_dataset(name: str, folder: Path, *, limit: int | None = None) -> list[R
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}; choose from {', '.join(DATASETS)}")
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; {DATASETS[name].obtain}")
+        obtain = DATASETS[name].obtain.replace("DIR", str(folder))
+        raise FileNotFoundError(f"{folder}: no such folder; {obtain}")
     return DATASETS[name].read(Path(folder), limit=limit)
 
 
