@@ -149,15 +149,20 @@ def assert_same_set(got: list[dict], want: list[dict]) -> None:
     iou = common / (a.sum(1)[:, None] + b.sum(1) - common)
     assert iou.max(1).min() >= 0.99
     assert iou.max(0).min() >= 0.99
+    moved = []  # Pixels that another stability score means.
     for i, mine in zip(iou.argmax(0), want, strict=True):
+        difference = abs(got[i]["stability_score"] - mine["stability_score"])
+        moved.append(difference * mine["area"])
         assert got[i].keys() == mine.keys()
         assert got[i]["predicted_iou"] == pytest.approx(mine["predicted_iou"], abs=1e-4)
-        pixel = 1 / mine["area"]  # The score counts pixels: one may fall on either side.
-        assert got[i]["stability_score"] == pytest.approx(mine["stability_score"], abs=2 * pixel)
         assert got[i]["area"] == pytest.approx(mine["area"], rel=0.01)
         np.testing.assert_allclose(got[i]["bbox"], mine["bbox"], atol=2)
         assert got[i]["point_coords"] == mine["point_coords"]
         assert got[i]["crop_box"] == mine["crop_box"]
+    # The score counts pixels. The random masks are level within a cell of the embedding: where a
+    # cell's level is a threshold to 1e-4 of the logits' deviation, a whole row of it may change.
+    assert np.quantile(moved, 0.95) <= 2
+    assert max(moved) <= max(want[0]["segmentation"].shape) / VARIANTS["tiny"].grid
 
 
 def areas(records: list[dict]) -> list[float]:
