@@ -257,6 +257,14 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(cache, data, run, t
     assert_same_weights(out, run)
 
 
+def flip_a_bit(checkpoint: Path) -> None:
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def damaged(cache, run, data, tmp_path_factory):
     """A run whose newest checkpoint has a flipped bit, started again.
@@ -265,13 +273,7 @@ def damaged(cache, run, data, tmp_path_factory):
     batch was read.
     """
     out = Path(shutil.copytree(run, tmp_path_factory.mktemp("runs") / "damaged"))
-    largest = max(
-        (path for path in (out / "steps" / "00000004").rglob("*") if path.is_file()),
-        key=lambda path: path.stat().st_size,
-    )
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip_a_bit(out / "steps" / "00000004")
     read_at = []
     batches = train_front.pipeline.train_batches
 
@@ -302,6 +304,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(damaged, run)
 def test_the_next_batch_is_read_before_the_step_is_waited_for(damaged):
     # One before the first step; then each while the log still ends with the step before.
     assert damaged[3] == [2, 2, 3]
+
+
+def test_a_damaged_checkpoint_does_not_outlive_sound_ones(copied, data, monkeypatch):
+    """Counted among the newest, it would make room by the removal of those that verify."""
+
+    def stop(*args):
+        raise ValueError("the first step after the start")
+
+    flip_a_bit(copied / "steps" / "00000004")
+    monkeypatch.setattr(train_front.loop, "make_step", stop)
+    assert_refused(front("train.py", *flags(data, copied)), "the first step after the start")
+    assert checkpoints.steps(copied) == [2]
 
 
 def test_a_run_without_any_sound_checkpoint_is_not_begun_anew(copied, data):
