@@ -1,6 +1,6 @@
 """The official package's public names, on JAX: change the import and keep the code.
 
-    from pp_jax.segment_anything import SamPredictor, sam_model_registry
+    from pp_jax.segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 
     sam = sam_model_registry["vit_b"](checkpoint="checkpoints/vit_b")
     predictor = SamPredictor(sam)
@@ -12,16 +12,46 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import jax
 
 from pp_jax import sharding
 from pp_jax.finetune import runs
+from pp_jax.predict import automatic
 from pp_jax.predict.official import LoadedSam, ResizeLongestSide, SamPredictor
+from pp_jax.preprocess.stage import make_stage
 from pp_jax.sam import VARIANTS, Sam, sized
 from pp_jax.sam.model import init
 
-__all__ = ["LoadedSam", "ResizeLongestSide", "SamPredictor", "build_sam", "sam_model_registry"]
+__all__ = [
+    "LoadedSam",
+    "ResizeLongestSide",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
+    "build_sam",
+    "sam_model_registry",
+]
+
+
+class SamAutomaticMaskGenerator(automatic.SamAutomaticMaskGenerator):
+    """The automatic mask generator, made from what the official one is made from."""
+
+    def __init__(self, model: LoadedSam, points_per_side: int | None = 32, **official: Any):
+        if model.preprocess != "sam":
+            raise ValueError(
+                f"weights whose images are prepared as {model.preprocess}: automatic masks need "
+                "SAM's own preparation; use SamPredictor"
+            )
+        stage = make_stage(
+            filter=model.filter,
+            fusion=model.fusion,
+            blend=model.blend,
+            side=model.model.config.image_size,
+        )
+        super().__init__(
+            model.model, model.variables, stage=stage, points_per_side=points_per_side, **official
+        )
 
 
 def build_sam(variant: str, checkpoint: str | Path | None = None) -> LoadedSam:

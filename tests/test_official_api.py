@@ -7,7 +7,7 @@ import pytest
 
 from convert.official import to_variables
 from pp_jax.sam import VARIANTS, Sam
-from pp_jax.segment_anything import LoadedSam, SamPredictor
+from pp_jax.segment_anything import LoadedSam, SamAutomaticMaskGenerator, SamPredictor
 from tests import official
 
 POINTS = {"point_coords": np.array([[40, 60], [100, 20]]), "point_labels": np.array([1, 0])}
@@ -152,3 +152,25 @@ def test_reset_image_forgets_the_image() -> None:
     assert (ours.features, ours.original_size, ours.input_size) == (None, None, None)
     with pytest.raises(RuntimeError, match="set_image"):
         ours.get_image_embedding()
+
+
+def test_the_automatic_generator_is_made_as_the_official_one(monkeypatch) -> None:
+    """Its masks are compared in `test_automatic`; here, that the same call gives the same."""
+    module = official.segment_anything.automatic_mask_generator
+    # At a threshold of 1 nothing is suppressed: torchvision's operator may be absent.
+    monkeypatch.setattr(
+        module, "batched_nms", lambda b, scores, *_, iou_threshold: scores.argsort(descending=True)
+    )
+    ours, theirs = weights("tiny")
+    told = {"pred_iou_thresh": -9.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+    told["points_per_side"] = 3
+    image = photo(64, 96)
+    got = SamAutomaticMaskGenerator(ours, **told).generate(image)
+    want = official.segment_anything.SamAutomaticMaskGenerator(theirs, **told).generate(image)
+    assert len(got) == len(want) > 0
+    assert got[0].keys() == want[0].keys()
+    for mine, other in zip(got, want, strict=True):
+        assert (mine["segmentation"] == other["segmentation"]).mean() >= 0.9999
+        assert mine["bbox"] == other["bbox"]
+    with pytest.raises(ValueError, match="prepared as medsam"):
+        SamAutomaticMaskGenerator(ours._replace(preprocess="medsam"))
