@@ -58,8 +58,9 @@ def load(record: Record) -> Sample:
     check_boxes(record.boxes, size=size, where=f"{record.image}")
     if record.mask is None:
         objects = fill_boxes(record.boxes, size=size)
+        held = objects.any((1, 2))  # A box thinner than a pixel may hold no pixel's centre.
         boxes = np.array(record.boxes, np.float32).reshape(-1, 4)
-        return Sample(image, objects, boxes, objects.any(0))
+        return Sample(image, objects[held], boxes[held], objects.any(0))
     findings = read_mask(record.mask, size=size)
     objects = assign_components(findings, record.boxes)
     found = objects.any((1, 2))

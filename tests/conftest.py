@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# On an accelerator machine with jax alone (`make gpu-check`) the fronts cannot be imported.
+pytest_plugins = ["tests.fronts"] if importlib.util.find_spec("grain") else []
 
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -69,6 +69,12 @@ def test_without_a_mask_the_objects_are_the_filled_boxes(record):
     assert (sample.image == 90).all()
 
 
+def test_a_box_that_holds_no_pixel_centre_is_no_object(record):
+    sample = load(record(None, (2.6, 1.0, 2.9, 3.0), (4.0, 1.0, 6.0, 3.0)))
+    assert sample.boxes.tolist() == [[4, 1, 6, 3]]
+    assert sample.objects.sum((1, 2)).tolist() == [4]
+
+
 def test_a_component_belongs_whole_to_the_box_with_most_of_its_pixels():
     findings = drawn("####....", "........", "...##...")
     left, right = assign_components(findings, [(0, 0, 3, 3), (2, 0, 8, 3)])

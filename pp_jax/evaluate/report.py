@@ -187,7 +187,7 @@ def learning_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if not rows:
         raise ValueError(f"no rows to draw in {path}; did the run finish a step?")
     figure = _figure(4.5)
-    panels = {"loss": "loss", "dice_metric": "Dice at original size"}
+    panels = {"loss": "loss", "dice_metric": "Dice at low resolution"}
     for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         splits = dict.fromkeys(row["split"] for row in rows if row.get(key) is not None)
         for split in splits:

@@ -1,0 +1,167 @@
+"""`train.py` and `eval.py` for tests: started, ended, and one small run that they share."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import torch
+from jax.experimental.compilation_cache import compilation_cache
+
+import convert.__main__
+import eval as eval_front
+import train as train_front
+from data.synthetic import generate
+from pp_jax.sam import VARIANTS
+from tests import official
+
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = 4
+FRONTS = {"train.py": train_front, "eval.py": eval_front}
+
+
+class Ended(NamedTuple):
+    """What is left of a program."""
+
+    code: int
+    out: str
+    err: str
+
+
+def front(name: str, *args: object) -> Ended:
+    """A front's `main` in this process, whose compilations the compiled keeps."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *map(str, args)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                FRONTS[name].main()
+            except SystemExit as end:
+                code = end.code
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def start(compiled: Path, *args: object, **environment: str) -> subprocess.Popen:
+    """`python train.py` as a user starts it."""
+    return subprocess.Popen(
+        [sys.executable, "train.py", *map(str, args)],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        }
+        | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> Ended:
+    out, err = process.communicate()
+    return Ended(process.returncode, out, err)
+
+
+def flags(data: Path, run: Path, **more: object) -> list[str]:
+    choices = {"data_dir": data, "out": run, "steps": STEPS, "batch": 4, "save_every": 2}
+    choices |= {"trainable": "decoder", "keep": 3} | more
+    return [part for k, v in choices.items() for part in (f"--{k.replace('_', '-')}", str(v))]
+
+
+def rows(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def held(run: Path, step: int) -> list[np.ndarray]:
+    """All arrays of a step's checkpoint: parameters, moments, counters."""
+    folder = run / "steps" / f"{step:08d}" / "tree"
+    with ocp.PyTreeCheckpointer() as reader:
+        shapes = reader.metadata(folder.absolute()).item_metadata.tree
+        plain = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+        return jax.tree.leaves(reader.restore(folder.absolute(), restore_args=plain))
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    ours, theirs = held(one, STEPS), held(other, STEPS)
+    assert len(ours) == len(theirs) > 300
+    for leaf, again in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(leaf, again)
+
+
+def assert_refused(ended: Ended, *named: str) -> None:
+    """Exit code 2 and one line that names what is wrong, without a traceback."""
+    assert ended.code == 2, ended
+    errors = [line for line in ended.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, ended.err
+    for word in named:
+        assert word in errors[0]
+    assert "Traceback" not in ended.out + ended.err
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory):
+    """Compilations, shared by this process and those that the tests start."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def compiled(compiled_folder):
+    """The same folder, and compilations in a hurry: a few steps need no fast program."""
+    jax.config.update("jax_compilation_cache_dir", str(compiled_folder))
+    jax.config.update("jax_disable_most_optimizations", True)
+    compilation_cache.reset_cache()
+    yield compiled_folder
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_disable_most_optimizations", False)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "phantoms"
+    return generate(folder, images=20, seed=0, side=256, workers=0)
+
+
+@pytest.fixture(scope="session")
+def trained(compiled_folder, data, tmp_path_factory):
+    """A run that nothing interrupted, and what it said."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    ended = finish(start(compiled_folder, *flags(data, run), JAX_LOG_COMPILES="1"))
+    assert ended.code == 0, ended.err
+    return run, ended
+
+
+@pytest.fixture(scope="session")
+def run(trained):
+    return trained[0]
+
+
+@pytest.fixture
+def copied(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def converted(tmp_path_factory):
+    """Converted weights of an official model with random tensors."""
+    folder = tmp_path_factory.mktemp("weights")
+    sam = official.randomise(official.build(VARIANTS["tiny"]), seed=0)
+    torch.save(sam.state_dict(), folder / "tiny.pth")
+    convert.__main__.convert(folder / "tiny.pth", folder / "tiny", preprocess="sam")
+    return folder / "tiny"
