@@ -137,8 +137,9 @@ def to_variables(state: Mapping[str, np.ndarray], *, variant: str, source: str) 
         array = np.asarray(state[name], np.float32)
         if not np.isfinite(array).all():
             raise ConversionError(f"{source}: {name} holds values that are not finite")
-        flat[f"{entry.collection}/{entry.path}"] = np.ascontiguousarray(
-            entry.layout.to_flax(array, entry.shape)
+        # A copy always: a view would keep the whole mapped file in memory.
+        flat[f"{entry.collection}/{entry.path}"] = np.array(
+            entry.layout.to_flax(array, entry.shape), order="C"
         )
     return tree.unflatten(flat)
 
