@@ -11,9 +11,9 @@ try:
 except RuntimeError:
     # torchvision's wheel is built for the CUDA torch: beside the CPU build its operators are absent
     # and the import fails. SAM's model needs none of them, so two declarations are enough.
-    _library = torch.library.Library("torchvision", "DEF")
-    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators = torch.library.Library("torchvision", "DEF")
+    _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision
 
 import segment_anything
