@@ -44,7 +44,13 @@ FILTERS: Mapping[str, FilterReference] = MappingProxyType(
     }
 )
 
-BORDERS: Mapping[str, int] = MappingProxyType({"reflect101": cv2.BORDER_REFLECT_101})
+BORDERS: Mapping[str, int] = MappingProxyType(
+    {
+        "reflect101": cv2.BORDER_REFLECT_101,
+        "reflect": cv2.BORDER_REFLECT,
+        "replicate": cv2.BORDER_REPLICATE,
+    }
+)
 
 FUSIONS: Mapping[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = MappingProxyType(
     {

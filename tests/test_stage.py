@@ -51,7 +51,7 @@ def test_the_padding_is_zero_after_normalisation():
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("name", [name for name in FILTERS if name != "none"])
 def test_a_batch_of_sizes_equals_each_image_filtered_alone(name, fusion):
-    images, row = canvases(), FILTERS[name]
+    images, row = canvases(), FILTERS[name]()
     stage = jax.jit(make_stage(filter=name, fusion=fusion, blend=BLEND, side=SIDE))
     for got, image, (height, width) in zip(stage(images, SIZES), images, SIZES, strict=True):
         image = np.ascontiguousarray(image[:height, :width])
@@ -74,7 +74,7 @@ def test_grey_equals_opencvs_and_keeps_equal_channels():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"filter": "sobell"}, "unknown filter='sobell': choose one of none, sobel"),
+        ({"filter": "sobell"}, "filter 'sobell' is unknown: choose one of none, sobel"),
         ({"fusion": "add"}, "unknown fusion='add': choose one of replace, blend"),
         ({"blend": 1.5}, r"blend=1.5 is no weight: choose one in \[0, 1\]"),
         ({"blend": float("nan")}, "blend=nan is no weight"),

@@ -1,106 +1,141 @@
-"""Filters: float32 grey levels in [0, 255] to a float32 response in the filter's natural unit.
+"""The filters by name, and the specs that choose them: `median:3>clahe:clip=3>sobel`.
 
-A filter runs on a canvas of one static shape. `respond` first fills the canvas beyond the valid
-`size` by the filter's own border rule, so that no filter sees the border of the padding: for every
-row of `FILTERS` the valid part of the response equals, bit for bit, that of the image alone.
+A spec is one or more *chains*, separated by commas, each a list of filters joined by `>`. A filter
+is a name in `FILTERS` and its parameters, by position or by name. Sizes are pixels of the model
+frame. In a chain each filter sees the response of the one before, mapped to [0, 255].
 """
 
-import math
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int, Num
+
+from pp_jax.preprocess.gradients import sobel
+from pp_jax.preprocess.responses import Filter, respond, to_grey_levels
+
+Value = int | float | str | bool
 
 
-class Filter(NamedTuple):
-    """A filter, the rule of its borders and the fixed range of its response.
+class Named(NamedTuple):
+    """A filter's name with all its parameters, the default ones as well."""
 
-    `low` and `high` go to 0 and 255 when the response becomes an image. They never depend on the
-    image, so that equal edges look equal in all images.
+    name: str
+    parameters: tuple[tuple[str, Value], ...]
+
+    def __str__(self) -> str:
+        return ":".join((self.name, *(f"{name}={value}" for name, value in self.parameters)))
+
+
+Chain = tuple[Named, ...]
+
+
+def parse(spec: str) -> tuple[Chain, ...]:
+    """The chains of a spec, every parameter filled in and checked.
+
+    Raises:
+      ValueError: An unknown name or parameter, or a value outside its range; names the value and
+        the choices.
     """
-
-    function: Callable[[Float[Array, "H W"]], Float[Array, "H W"]]
-    border: str
-    low: float
-    high: float
+    return tuple(tuple(map(_named, chain.split(">"))) for chain in spec.split(","))
 
 
-def identity(image: Float[Array, "H W"]) -> Float[Array, "H W"]:
-    """The grey levels themselves."""
+def canonical(spec: str) -> str:
+    """The spec with all names, parameters and defaults written out: what a cache key must hold."""
+    return ",".join(">".join(map(str, chain)) for chain in parse(spec))
+
+
+def file_name(spec: str) -> str:
+    """The spec in characters that every file system takes."""
+    return spec.replace(">", "+").replace(":", "-").replace("=", "").replace(",", "_")
+
+
+def make_filter(named: Named) -> Filter:
+    """The filter of one link of a chain."""
+    return FILTERS[named.name](**dict(named.parameters))
+
+
+def show(
+    image: Float[Array, "H W"], size: Int[Array, "2"], *, chain: Sequence[Filter]
+) -> Float32[Array, "H W"]:
+    """The image after all filters of a chain, in grey levels in [0, 255]."""
+    for filter in chain:
+        image = to_grey_levels(respond(image, size, filter=filter), filter=filter)
     return image
 
 
-def sobel(image: Float[Array, "H W"]) -> Float[Array, "H W"]:
-    """Gradient magnitude, in grey levels per pixel times 8.
+def filter_image(image: Num[np.ndarray, "H W"], *, spec: str) -> Float32[np.ndarray, "chains H W"]:
+    """One host image after each chain of the spec, in grey levels in [0, 255].
 
-    Matches `cv2.magnitude` of `sobel_gradients` to 1 ulp. Where the image is flat, the gradient
-    with respect to the image is zero.
+    Raises:
+      ValueError: A wrong spec, or an image that is empty, has channels, or holds values that are
+        not finite or outside [0, 255].
     """
-    dx, dy = sobel_gradients(image)
-    square = dx * dx + dy * dy
-    safe = jnp.where(square > 0, square, 1)
-    return jnp.where(square > 0, jnp.sqrt(safe), 0)
+    if image.ndim != 2 or 0 in image.shape:
+        raise ValueError(f"an image of shape {image.shape}: filters take one grey image, (H, W)")
+    low, high = image.min(), image.max()  # NaN where there is one.
+    if not 0 <= low <= high <= 255:
+        raise ValueError(f"grey levels from {low} to {high}: filters take finite ones in [0, 255]")
+    size = jnp.array(image.shape)
+    levels = jnp.asarray(image, jnp.float32)
+    chains = (tuple(map(make_filter, chain)) for chain in parse(spec))
+    return np.stack([jax.jit(partial(show, chain=chain))(levels, size) for chain in chains])
 
 
-def sobel_gradients(image: Float[Array, "H W"]) -> tuple[Float[Array, "H W"], Float[Array, "H W"]]:
-    """`(dx, dy)` of the 3x3 Sobel operator, in grey levels per pixel times 8.
-
-    Equals `cv2.Sobel(x, cv2.CV_32F, 1, 0)` and `(..., 0, 1)`, border reflect-101, exactly where the
-    grey levels are integers.
-    """
-    padded = jnp.pad(image, 1, mode="reflect")
-    # Shifted sums: XLA's convolution of one channel is far slower on a CPU.
-    smooth_y = padded[:-2] + 2 * padded[1:-1] + padded[2:]
-    smooth_x = padded[:, :-2] + 2 * padded[:, 1:-1] + padded[:, 2:]
-    return smooth_y[:, 2:] - smooth_y[:, :-2], smooth_x[2:] - smooth_x[:-2]
+def describe() -> str:
+    """One line for `--help`: every filter with its parameters and their defaults."""
+    rows = (":".join((name, *_signature(name))) for name in FILTERS)
+    return "NAME[:VALUE...], chained by '>' (quote it), alternatives by ',': " + "; ".join(rows)
 
 
-# For binary neighbourhoods the longest (dx, dy) is (4, 2) times 255: the three pixels of one side
-# and the middle of a neighbouring side are white. A convex function of the pixels has its maximum
-# at such a corner of their range, so no grey levels in [0, 255] exceed it.
-_SOBEL_MAXIMUM = 255 * math.sqrt(4**2 + 2**2)
+def _signature(name: str) -> list[str]:
+    parameters = inspect.signature(FILTERS[name]).parameters.values()
+    return [f"{p.name}={p.default}" for p in parameters]
 
 
-def reflect_101(index: Int[Array, " n"], length: Int[Array, ""]) -> Int[Array, " n"]:
-    """The valid index that stands at `index` when a row continues as in `dcb|abcd|cba`.
-
-    OpenCV's `BORDER_REFLECT_101`, SciPy's `mirror`; a row of one pixel repeats it.
-    """
-    period = jnp.maximum(2 * (length - 1), 1)
-    phase = index % period
-    return jnp.minimum(phase, period - phase)
-
-
-def extend(
-    image: Float[Array, "H W"], size: Int[Array, "2"], *, border: str
-) -> Float[Array, "H W"]:
-    """The canvas with all beyond the valid `size` replaced, by the row of `BORDERS`."""
-    rows, columns = (
-        BORDERS[border](jnp.arange(length), valid)
-        for length, valid in zip(image.shape, size, strict=True)
-    )
-    return image[rows][:, columns]
-
-
-def respond(
-    image: Float[Array, "H W"], size: Int[Array, "2"], *, row: Filter
-) -> Float[Array, "H W"]:
-    """The response of one row of `FILTERS`, right in the valid `size` of the canvas.
-
-    What the canvas holds beyond `size` has no influence.
-    """
-    return row.function(extend(image, size, border=row.border))
+def _named(text: str) -> Named:
+    name, *given = (part.strip() for part in text.split(":"))
+    if name not in FILTERS:
+        raise ValueError(f"filter {name!r} is unknown: choose one of {', '.join(FILTERS)}")
+    parameters = inspect.signature(FILTERS[name]).parameters
+    values: dict[str, Value] = {p.name: p.default for p in parameters.values()}
+    for position, argument in enumerate(given):
+        key, equals, value = argument.rpartition("=")
+        if not equals:
+            key = list(values)[position] if position < len(values) else ""
+        if key not in values:
+            raise ValueError(
+                f"filter {text!r}: no parameter for {argument!r}; {name} takes "
+                f"{', '.join(_signature(name)) or 'none'}"
+            )
+        values[key] = _value(value, like=values[key], where=f"filter {text!r}: {key}")
+    named = Named(name, tuple(values.items()))
+    try:
+        make_filter(named)
+    except ValueError as error:
+        raise ValueError(f"filter {text!r}: {error}") from None
+    return named
 
 
-BORDERS: Mapping[str, Callable[[Int[Array, " n"], Int[Array, ""]], Int[Array, " n"]]] = (
-    MappingProxyType({"reflect101": reflect_101})
-)
+def _value(text: str, *, like: Value, where: str) -> Value:
+    """The text as a value of the type of the default."""
+    if isinstance(like, str):
+        return text
+    try:
+        return type(like)(text)
+    except ValueError:
+        kind = "a whole number" if isinstance(like, int) else "a number"
+        raise ValueError(f"{where}={text!r} must be {kind}") from None
 
-FILTERS: Mapping[str, Filter] = MappingProxyType(
-    {
-        "none": Filter(identity, border="reflect101", low=0, high=255),
-        "sobel": Filter(sobel, border="reflect101", low=0, high=_SOBEL_MAXIMUM),
-    }
-)
+
+def none() -> Filter:
+    """The grey levels themselves."""
+    return Filter(lambda image, size: image, border="reflect101", margin=0, low=0, high=255)
+
+
+FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType({"none": none, "sobel": sobel})

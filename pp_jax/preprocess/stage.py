@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
-from pp_jax.preprocess.filters import FILTERS, Filter, identity, respond
+from pp_jax.preprocess.filters import make_filter, parse, show
 from pp_jax.preprocess.fusion import FUSIONS
 from pp_jax.preprocess.geometry import Fit
+from pp_jax.preprocess.responses import inside
 
 # SAM's mean and standard deviation of R, G, B in grey levels.
 MEAN = np.array([123.675, 116.28, 103.53], np.float32)
@@ -35,33 +36,31 @@ def make_stage(
     values normalised for SAM equal torch's `(x - mean) / std` bit for bit.
 
     Args:
-      filter: A name in `FILTERS`.
+      filter: A spec of one chain, see `filters`.
       fusion: A name in `FUSIONS`.
       blend: Weight of the response in [0, 1], for fusions that have one.
       side: Side of the square canvas in pixels.
       preprocess: A name in `PREPARATIONS`: how the weights' training images were prepared.
 
     Raises:
-      ValueError: An unknown name, or a weight outside [0, 1].
+      ValueError: An unknown name, a wrong spec, or a weight outside [0, 1].
     """
-    if filter not in FILTERS:
-        raise ValueError(f"unknown {filter=}: choose one of {', '.join(FILTERS)}")
     if fusion not in FUSIONS:
         raise ValueError(f"unknown {fusion=}: choose one of {', '.join(FUSIONS)}")
     if preprocess not in PREPARATIONS:
         raise ValueError(f"unknown {preprocess=}: choose one of {', '.join(PREPARATIONS)}")
     if not 0 <= blend <= 1:
         raise ValueError(f"{blend=} is no weight: choose one in [0, 1]")
-    row, fuse, scale = FILTERS[filter], FUSIONS[fusion], PREPARATIONS[preprocess].scale
+    chain = [make_filter(named) for named in parse(filter)[0]]
+    fuse, scale = FUSIONS[fusion], PREPARATIONS[preprocess].scale
 
     def prepare(image: UInt8[Array, "S S 3"], size: Int[Array, "2"]) -> Float32[Array, "S S 3"]:
-        inside = _inside(size, side=side)[..., None]
-        if row.function is identity:
+        valid = inside(size, shape=(side, side))[..., None]
+        if filter == "none":
             shown = image
         else:
-            response = to_grey_levels(respond(grey(image), size, row=row), row=row)
-            shown = fuse(image.astype(jnp.float32), response, blend)
-        return jnp.where(inside, scale(shown, inside), 0)
+            shown = fuse(image.astype(jnp.float32), show(grey(image), size, chain=chain), blend)
+        return jnp.where(valid, scale(shown, valid), 0)
 
     def stage(
         images: UInt8[Array, "B S S 3"], sizes: Int[Array, "B 2"]
@@ -109,16 +108,6 @@ def grey(image: UInt8[Array, "H W 3"]) -> Float32[Array, "H W"]:
     """
     red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
     return ((9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15).astype(jnp.float32)
-
-
-def to_grey_levels(response: Float[Array, "H W"], *, row: Filter) -> Float[Array, "H W"]:
-    """The response with the filter's fixed range mapped to [0, 255], and clipped there."""
-    return jnp.clip((response - row.low) * (255 / (row.high - row.low)), 0, 255)
-
-
-def _inside(size: Int[Array, "2"], *, side: int) -> Bool[Array, "S S"]:
-    index = jnp.arange(side)
-    return (index < size[0])[:, None] & (index < size[1])
 
 
 PREPARATIONS: Mapping[str, Preparation] = MappingProxyType(
