@@ -15,16 +15,14 @@ from pp_jax.evaluate.methods import PROTOCOLS, Subject, Tools
 from pp_jax.evaluate.score import score
 from pp_jax.finetune import runs
 from pp_jax.predict.predictor import make_segment
-from pp_jax.preprocess import filters, fusion
-from pp_jax.preprocess.stage import PREPARATIONS, make_stage
+from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe, make_stage
 from pp_jax.sam import Sam, sized
 
 CHOICES = {
     "data": ("", *sources.DATASETS),
     "prompt": ("", *PROTOCOLS),
     "part": (*reversed(records.PARTS), "all"),
-    "filter": ("", *filters.FILTERS),
-    "fusion": ("", *fusion.FUSIONS),
+    "recipe": ("", *config.RECIPES),
     "device": cli.DEVICES,
 }
 
@@ -32,23 +30,27 @@ CHOICES = {
 def main() -> None:
     """Evaluate as the command line says."""
     with cli.one_line_errors():
-        settings = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES)
+        settings = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=SPECS)
         cli.require_clone()
         mesh = sharding.make_mesh(cli.devices(settings.device)[:1])
         folder = Path(settings.checkpoint or config.resolve(config.TrainConfig()).out)
         loaded = runs.load(folder, mesh=mesh)
-        settings = config.resolve_eval(settings, folder=str(folder), run=loaded.config)
-        everything = sources.open_dataset(settings.data, Path(settings.data_dir))
-        chosen = choose(everything, settings, loaded, folder)
-        model = Sam(sized(loaded.variant, settings.image_size))
-        stage = make_stage(
+        settings = config.resolve_eval(
+            settings, folder=str(folder), run=loaded.config, look=loaded.look
+        )
+        look = config.override(
+            loaded.look,
             filter=settings.filter,
             fusion=settings.fusion,
             blend=settings.blend,
-            side=model.config.image_size,
-            preprocess=loaded.preprocess,
+            roi=settings.roi,
         )
-        fit = PREPARATIONS[loaded.preprocess].fit
+        everything = sources.open_dataset(settings.data, Path(settings.data_dir))
+        chosen = choose(everything, settings, loaded, folder)
+        model = Sam(sized(loaded.variant, settings.image_size))
+        stage = make_stage(look, side=model.config.image_size)
+        print(describe(look, side=model.config.image_size))
+        fit = PREPARATIONS[look.preprocess].fit
         segment = make_segment(model, loaded.variables, stage=stage, fit=fit)
         out = Path(settings.out)
         partial_out = cli.fresh_folder(out, ours="summary.json")

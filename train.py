@@ -8,8 +8,7 @@ from data import pipeline, records, sources
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import loop, optimize, runs, trainable
-from pp_jax.preprocess import filters, fusion
-from pp_jax.preprocess.stage import PREPARATIONS
+from pp_jax.preprocess.stage import PREPARATIONS, SPECS
 from pp_jax.sam import VARIANTS, sized
 
 CHOICES = {
@@ -19,8 +18,7 @@ CHOICES = {
     "data": sources.DATASETS,
     "trainable": ("", *trainable.POLICIES),
     "prompt": prompts.SAMPLERS,
-    "filter": filters.FILTERS,
-    "fusion": fusion.FUSIONS,
+    "recipe": ("", *pp_jax.config.RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
     "dtype": ("float32", "bfloat16"),
@@ -32,7 +30,9 @@ CHOICES = {
 def main() -> None:
     """Train as the command line says."""
     with cli.one_line_errors():
-        settings = pp_jax.config.resolve(cli.parse(TrainConfig, prog="train.py", choices=CHOICES))
+        settings = pp_jax.config.resolve(
+            cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=SPECS)
+        )
         cli.require_clone()
         runs.require_checkpoint(settings)
         settings = runs.with_preprocess(settings)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from convert import reference
+from pp_jax.config import Look
 from pp_jax.preprocess import geometry
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.prompts import make_prompts
@@ -184,7 +185,7 @@ def climb(
     yield _rung("resized pixels", mine.astype(float), theirs.astype(float), tolerance=0.0)
 
     size = np.array([mine.shape[:2]], np.int32)
-    stage = make_stage(filter="none", fusion="replace", blend=0.0, side=side)
+    stage = make_stage(Look(), side=side)
     pixels = np.asarray(jax.jit(stage)(geometry.pad_square(mine, side=side)[None], size))
     wanted = model.preprocess(channels_first(theirs[None]).float())
     yield _rung("normalised pixels", pixels, np.moveaxis(wanted.numpy(), 1, -1), tolerance=0.0)

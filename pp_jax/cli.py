@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
 
 import jax
 import tyro
@@ -22,21 +23,27 @@ def parse(
     *,
     prog: str,
     choices: Mapping[str, Iterable[str]] | None = None,
+    specs: Mapping[str, tuple[Callable[[str], object], str]] = MappingProxyType({}),
     args: list[str] | None = None,
 ) -> T:
     """An instance of the frozen dataclass `config`, from the command line.
 
     Args:
       choices: For some fields of type `str`, the names that are allowed; `--help` shows them.
+      specs: For some fields of type `str`, a check that raises on a wrong value, and what `--help`
+        says of the values.
       args: Instead of `sys.argv[1:]`.
+
+    Raises:
+      ValueError: From a check.
     """
     choices = {name: tuple(names) for name, names in (choices or {}).items()}
     typed: Any = config
-    if choices:
+    if choices or specs:
         fields = [
             (
                 field.name,
-                Literal[choices[field.name]] if field.name in choices else field.type,
+                _type(field, choices=choices, specs=specs),
                 copy.copy(field),  # make_dataclass writes the type into the field it is given.
             )
             for field in dataclasses.fields(config)
@@ -50,7 +57,23 @@ def parse(
             namespace={"__doc__": config.__doc__},
         )
     parsed = tyro.cli(typed, prog=prog, args=args)
+    for name, (check, _) in specs.items():
+        if value := getattr(parsed, name):
+            check(value)
     return config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config)})
+
+
+def _type(
+    field: dataclasses.Field,
+    *,
+    choices: Mapping[str, tuple[str, ...]],
+    specs: Mapping[str, tuple[Callable[[str], object], str]],
+) -> Any:
+    if field.name in choices:
+        return Literal[choices[field.name]]
+    if field.name in specs:
+        return Annotated[field.type, tyro.conf.arg(help_behavior_hint=specs[field.name][1])]
+    return field.type
 
 
 @contextlib.contextmanager

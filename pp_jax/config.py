@@ -11,6 +11,18 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Look:
+    """What SAM is shown of an image."""
+
+    filter: str = "none"
+    """A spec of `pp_jax.preprocess.filters`."""
+    fusion: str = "replace"
+    blend: float = 0.5
+    roi: str = "none"
+    preprocess: str = "sam"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Fine-tune SAM on images with findings. Without any flag: `tiny` on the embedded data set."""
 
@@ -34,12 +46,17 @@ class TrainConfig:
     """What is trained; default: `full` for tiny, `decoder` for the others."""
     prompt: str = "box"
     """What marks each finding: its box (jittered), one click in it, or nothing."""
+    recipe: str = ""
+    """A name for a filter, a fusion and a weight that go together."""
     filter: str = "none"
-    """What is shown to SAM instead of, or blended into, the image."""
+    """What is shown to SAM instead of, or fused with, the image."""
     fusion: str = "replace"
     """How the filter's response and the image become SAM's three channels."""
     blend: float = 0.5
-    """Weight of the response with `--fusion blend`, in [0, 1]."""
+    """Weight of the response with the fusions `blend` and `add-edges`, in [0, 1]."""
+    roi: str = "none"
+    """What is cut out of the image before it is scaled: `content` is the largest region that is not
+    black."""
     epochs: int | None = None
     """Length of the training in epochs; default: that of the variant."""
     steps: int | None = None
@@ -109,12 +126,17 @@ class EvalConfig:
     """What marks each finding: its exact box, one click, or nothing; default: the run's."""
     part: str = "test"
     """Which part of the run's own split. On other data everything is test."""
+    recipe: str = ""
+    """A name for a filter, a fusion and a weight that go together."""
     filter: str = ""
     """Default: the run's, or none."""
     fusion: str = ""
     """Default: the run's, or replace."""
     blend: float | None = None
     """Default: the run's, or 0.5."""
+    roi: str = ""
+    """What is cut out of the image before it is scaled: `content`, or `box-context:SCALE` around
+    each box; default: the run's, or none."""
     image_size: int | None = None
     """Default: the run's, or the variant's own."""
     limit: int | None = None
@@ -137,6 +159,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
+# Filters, fusions and weights that go together: `--recipe`.
+RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "edges": MappingProxyType({"filter": "canny", "fusion": "blend", "blend": 0.3}),
+        "edge-channels": MappingProxyType({"filter": "canny,log", "fusion": "channels"}),
+        "contrast": MappingProxyType({"filter": "clahe", "fusion": "replace"}),
+        "detail": MappingProxyType({"filter": "median:3>musica", "fusion": "replace"}),
+        "regions": MappingProxyType({"filter": "median:5", "fusion": "regions"}),
+    }
+)
+
 # Flags that change where or how a run is computed, not what it computes.
 _NOT_THE_RUN = frozenset({"out", "device", "force", "workers", "keep"})
 
@@ -147,6 +180,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
       ValueError: Values outside their range, or `--steps` beside `--epochs`; names the value.
     """
+    config = _with_recipe(config)
     preset = dict(PRESETS[config.variant])
     if config.steps is not None:
         if config.epochs is not None:
@@ -154,15 +188,22 @@ def resolve(config: TrainConfig) -> TrainConfig:
                 f"--steps {config.steps} and --epochs {config.epochs}: give one of them"
             )
         del preset["epochs"]
+    if config.fusion == "learned":
+        preset["trainable"] += "+fusion"
     fills = {k: v for k, v in preset.items() if getattr(config, k) in (None, "")}
     if config.variant != "tiny" and config.init == "checkpoint" and not config.checkpoint:
         fills["checkpoint"] = f"checkpoints/{config.variant}"
     if not config.data_dir:
         fills["data_dir"] = f"datasets/{config.data}"
     if not config.out:
-        parts = (config.variant, config.data, config.prompt, config.filter)
+        parts = (config.variant, config.data, config.prompt, *_look_name(look_of(config)))
         fills["out"] = "runs/" + "-".join(parts)
     config = dataclasses.replace(config, **fills)
+    if config.trainable.endswith("+fusion") != (config.fusion == "learned"):
+        raise ValueError(
+            f"--trainable {config.trainable} with --fusion {config.fusion}: `+fusion` and "
+            "`--fusion learned` go together"
+        )
     for name in ("epochs", "steps", "batch", "max_objects", "limit", "save_every", "keep"):
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -180,6 +221,71 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def _with_recipe(config: TrainConfig) -> TrainConfig:
+    """The config with the recipe's choices in place of its name: a run is what it is shown."""
+    if not config.recipe:
+        return config
+    plain = TrainConfig()
+    told = [name for name in ("filter", "fusion", "blend") if _differs(config, plain, name)]
+    if told:
+        raise ValueError(
+            f"--recipe {config.recipe} chooses the {', '.join(told)} itself: leave out "
+            f"{' and '.join('--' + name for name in told)}"
+        )
+    return dataclasses.replace(config, recipe="", **RECIPES[config.recipe])
+
+
+def _differs(one: Any, other: Any, name: str) -> bool:
+    return getattr(one, name) != getattr(other, name)
+
+
+def look_of(config: TrainConfig) -> Look:
+    """What SAM is shown in a training."""
+    return Look(config.filter, config.fusion, config.blend, config.roi, config.preprocess or "sam")
+
+
+def override(
+    look: Look,
+    *,
+    recipe: str = "",
+    filter: str = "",
+    fusion: str = "",
+    blend: float | None = None,
+    roi: str = "",
+) -> Look:
+    """The look with what the user chose in its place; an empty choice keeps what is there.
+
+    Raises:
+      ValueError: A recipe beside what it chooses, or a weight outside [0, 1].
+    """
+    told: dict[str, Any] = {"filter": filter, "fusion": fusion, "blend": blend, "roi": roi}
+    told = {name: value for name, value in told.items() if value not in ("", None)}
+    if recipe:
+        if twice := [name for name in told if name != "roi"]:
+            raise ValueError(
+                f"--recipe {recipe} chooses the {', '.join(twice)} itself: leave out "
+                f"{' and '.join('--' + name for name in twice)}"
+            )
+        told |= RECIPES[recipe]
+    look = dataclasses.replace(look, **told)
+    _check_blend(look.blend)
+    return look
+
+
+def _look_name(look: Look) -> list[str]:
+    """The look in parts of a folder's name, in characters that every file system takes."""
+    parts = [look.filter]
+    if look.fusion != "replace":
+        parts += [look.fusion, *([f"{look.blend:g}"] if look.fusion in _WEIGHTED else [])]
+    if look.roi != "none":
+        parts.append(look.roi)
+    return [part.translate(_SAFE) for part in parts]
+
+
+_SAFE = str.maketrans({">": "+", ":": "_", "=": "", ",": "&", " ": ""})
+_WEIGHTED = ("blend", "add-edges")
+
+
 def _check_blend(blend: float) -> None:
     if not 0 <= blend <= 1:
         raise ValueError(f"--blend {blend}: must lie in [0, 1]")
@@ -191,8 +297,13 @@ def _check_seed(seed: int) -> None:
         raise ValueError(f"--seed {seed}: must lie in [0, 2**32)")
 
 
-def resolve_eval(settings: EvalConfig, *, folder: str, run: TrainConfig | None) -> EvalConfig:
+def resolve_eval(
+    settings: EvalConfig, *, folder: str, run: TrainConfig | None, look: Look
+) -> EvalConfig:
     """The config with every default filled in from the run that is evaluated (None: no run).
+
+    Args:
+      look: What the weights were trained on.
 
     Raises:
       ValueError: `--limit`, `--pictures`, `--blend` or `--seed` outside its range.
@@ -200,16 +311,22 @@ def resolve_eval(settings: EvalConfig, *, folder: str, run: TrainConfig | None) 
     told = run if run is not None else TrainConfig()
     data = settings.data or told.data
     data_dir = settings.data_dir or (told.data_dir if data == told.data else "")
-    prompt, filter_name = settings.prompt or told.prompt, settings.filter or told.filter
-    blend = told.blend if settings.blend is None else settings.blend
+    prompt = settings.prompt or told.prompt
+    shown = override(
+        look,
+        recipe=settings.recipe,
+        filter=settings.filter,
+        fusion=settings.fusion,
+        blend=settings.blend,
+        roi=settings.roi,
+    )
     if settings.limit is not None and settings.limit < 1:
         raise ValueError(f"--limit {settings.limit}: must be at least 1 patient")
     if settings.pictures < 0:
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
-    _check_blend(blend)
     _check_seed(settings.seed)
-    other_filter = () if filter_name == told.filter else (filter_name,)
-    report = "-".join(("eval", data, prompt, *other_filter, settings.part))
+    other_look = () if shown == look else _look_name(shown)
+    report = "-".join(("eval", data, prompt, *other_look, settings.part))
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
     joint = "/" if run is not None else "-"
     return dataclasses.replace(
@@ -218,9 +335,11 @@ def resolve_eval(settings: EvalConfig, *, folder: str, run: TrainConfig | None) 
         data=data,
         data_dir=data_dir or f"datasets/{data}",
         prompt=prompt,
-        filter=filter_name,
-        fusion=settings.fusion or told.fusion,
-        blend=blend,
+        recipe="",
+        filter=shown.filter,
+        fusion=shown.fusion,
+        blend=shown.blend,
+        roi=shown.roi,
         image_size=settings.image_size or told.image_size,
         out=settings.out or f"{folder}{joint}{report}",
     )

@@ -23,6 +23,7 @@ from PIL import Image
 
 from data.images import read_any
 from pp_jax import checkpoints, cli, sharding
+from pp_jax.config import Look
 from pp_jax.finetune import runs
 from pp_jax.preprocess import geometry
 from pp_jax.preprocess.stage import MEAN, STD, make_stage
@@ -197,7 +198,7 @@ Pixels = Float[np.ndarray, "S S 3"]
 
 def _right(image: np.ndarray, side: int) -> Pixels:
     resized = geometry.resize_image(image, longest=side)
-    stage = make_stage(filter="none", fusion="replace", blend=0.0, side=side)
+    stage = make_stage(Look(), side=side)
     canvas = geometry.pad_square(resized, side=side)[None]
     return np.asarray(stage(jnp.asarray(canvas), jnp.array([resized.shape[:2]]))[0])
 

@@ -38,17 +38,12 @@ class SamAutomaticMaskGenerator(automatic.SamAutomaticMaskGenerator):
     """The automatic mask generator, made from what the official one is made from."""
 
     def __init__(self, model: LoadedSam, points_per_side: int | None = 32, **official: Any):
-        if model.preprocess != "sam":
+        if model.look.preprocess != "sam":
             raise ValueError(
-                f"weights whose images are prepared as {model.preprocess}: automatic masks need "
-                "SAM's own preparation; use SamPredictor"
+                f"weights whose images are prepared as {model.look.preprocess}: automatic masks "
+                "need SAM's own preparation; use SamPredictor"
             )
-        stage = make_stage(
-            filter=model.filter,
-            fusion=model.fusion,
-            blend=model.blend,
-            side=model.model.config.image_size,
-        )
+        stage = make_stage(model.look, side=model.model.config.image_size)
         super().__init__(
             model.model, model.variables, stage=stage, points_per_side=points_per_side, **official
         )
@@ -67,11 +62,9 @@ def build_sam(variant: str, checkpoint: str | Path | None = None) -> LoadedSam:
     if loaded.variant != variant:
         raise ValueError(f"{checkpoint}: weights of {loaded.variant}, not of {variant}")
     if loaded.config is None:
-        return LoadedSam(model, loaded.variables, preprocess=loaded.preprocess)
-    told = loaded.config
-    model = Sam(sized(variant, told.image_size))
-    shown = (told.filter, told.fusion, told.blend, loaded.preprocess)
-    return LoadedSam(model, loaded.variables, *shown)
+        return LoadedSam(model, loaded.variables, loaded.look)
+    model = Sam(sized(variant, loaded.config.image_size))
+    return LoadedSam(model, loaded.variables, loaded.look)
 
 
 sam_model_registry: Mapping[str, Callable[..., LoadedSam]] = MappingProxyType(

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from pp_jax.config import Look
 from pp_jax.preprocess.filters import FILTERS
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.prompts import make_prompts
@@ -18,7 +19,7 @@ def test_masks_on_the_accelerator_equal_those_on_the_cpu(filter: str) -> None:
     if jax.devices()[0].platform == "cpu":
         pytest.skip("jax sees no accelerator on this machine")
     config = VARIANTS["tiny"]
-    stage = make_stage(filter=filter, fusion="blend", blend=0.5, side=config.image_size)
+    stage = make_stage(Look(filter, "blend"), side=config.image_size)
     model = Sam(config)
 
     def run(variables: dict, image: np.ndarray, size: np.ndarray):

@@ -8,17 +8,28 @@ from typing import Any
 import pytest
 
 from pp_jax import prompts, sharding
-from pp_jax.config import PRESETS, EvalConfig, TrainConfig, differences, resolve, resolve_eval
+from pp_jax.config import (
+    PRESETS,
+    RECIPES,
+    EvalConfig,
+    Look,
+    TrainConfig,
+    differences,
+    look_of,
+    override,
+    resolve,
+    resolve_eval,
+)
 from pp_jax.finetune import optimize, trainable
-from pp_jax.preprocess import filters, fusion
+from pp_jax.preprocess import filters
+from pp_jax.preprocess.stage import make_stage
 from pp_jax.sam import VARIANTS
 
 TABLES = {
     "variant": VARIANTS,
     "trainable": trainable.POLICIES,
     "prompt": prompts.SAMPLERS,
-    "filter": filters.FILTERS,
-    "fusion": fusion.FUSIONS,
+    "recipe": ("", *RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
     "sharding": sharding.RULES,
@@ -30,6 +41,37 @@ def test_every_variant_has_a_preset_of_known_fields() -> None:
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     for preset in PRESETS.values():
         assert preset.keys() <= fields
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_the_flags_it_stands_for(name: str) -> None:
+    recipe = RECIPES[name]
+    by_name, by_flags = resolve(TrainConfig(recipe=name)), resolve(TrainConfig(**recipe))
+    assert by_name == by_flags
+    assert override(Look(), recipe=name) == look_of(by_flags)
+    make_stage(look_of(by_name), side=16)
+
+
+def test_a_recipe_beside_what_it_chooses_is_refused() -> None:
+    with pytest.raises(ValueError, match="--recipe edges chooses the filter itself"):
+        resolve(TrainConfig(recipe="edges", filter="sobel"))
+    with pytest.raises(ValueError, match="--recipe edges chooses the fusion itself"):
+        override(Look(), recipe="edges", fusion="replace")
+
+
+@pytest.mark.parametrize(
+    "choices", [{"fusion": "learned", "trainable": "decoder"}, {"trainable": "full+fusion"}]
+)
+def test_the_learned_fusion_and_its_training_go_together(choices: dict[str, str]) -> None:
+    assert resolve(TrainConfig(fusion="learned")).trainable == "full+fusion"
+    with pytest.raises(ValueError, match="go together"):
+        resolve(TrainConfig(**choices))
+
+
+def test_a_folder_of_any_look_is_one_folder_on_every_file_system() -> None:
+    spec = "median:3>clahe:clip=3,sobel:5"
+    run = resolve(TrainConfig(filter=spec, fusion="channels"))
+    assert run.out == "runs/tiny-synthetic-box-median_3+clahe_clip3&sobel_5-channels"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -149,7 +191,7 @@ RUN = resolve(
 
 
 def test_an_evaluation_follows_its_run() -> None:
-    got = resolve_eval(EvalConfig(), folder="runs/a", run=RUN)
+    got = resolve_eval(EvalConfig(), folder="runs/a", run=RUN, look=look_of(RUN))
     assert (got.checkpoint, got.data, got.data_dir) == ("runs/a", "rsna", "r")
     assert (got.prompt, got.filter, got.fusion, got.blend) == ("point", "sobel", "blend", 0.3)
     assert got.out == "runs/a/eval-rsna-point-test"
@@ -166,18 +208,18 @@ def test_what_the_user_says_of_an_evaluation_stands() -> None:
         "blend": 0.0,
         "part": "all",
     }
-    got = resolve_eval(EvalConfig(**said), folder="runs/a", run=RUN)
+    got = resolve_eval(EvalConfig(**said), folder="runs/a", run=RUN, look=look_of(RUN))
     assert {name: getattr(got, name) for name in said} == said
 
 
 def test_other_data_does_not_come_from_the_runs_folder() -> None:
-    got = resolve_eval(EvalConfig(data="synthetic"), folder="runs/a", run=RUN)
+    got = resolve_eval(EvalConfig(data="synthetic"), folder="runs/a", run=RUN, look=look_of(RUN))
     assert got.data_dir == "datasets/synthetic"
 
 
 def test_reports_of_two_filters_do_not_share_a_folder() -> None:
     names = {
-        resolve_eval(EvalConfig(filter=name), folder="runs/a", run=RUN).out
+        resolve_eval(EvalConfig(filter=name), folder="runs/a", run=RUN, look=look_of(RUN)).out
         for name in filters.FILTERS
     }
     assert len(names) == len(filters.FILTERS)
@@ -185,7 +227,7 @@ def test_reports_of_two_filters_do_not_share_a_folder() -> None:
 
 def test_the_report_of_converted_weights_stands_beside_them() -> None:
     """A file more inside, and the checkpoint would no longer verify."""
-    got = resolve_eval(EvalConfig(), folder="checkpoints/vit_b", run=None)
+    got = resolve_eval(EvalConfig(), folder="checkpoints/vit_b", run=None, look=Look())
     assert got.out == "checkpoints/vit_b-eval-synthetic-box-test"
     assert (got.filter, got.fusion, got.blend) == ("none", "replace", 0.5)
 
@@ -195,7 +237,7 @@ def test_the_report_of_converted_weights_stands_beside_them() -> None:
 )
 def test_a_value_out_of_range_is_named_by_an_evaluation(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"--{field} {value}: "):
-        resolve_eval(EvalConfig(**{field: value}), folder="runs/a", run=None)
+        resolve_eval(EvalConfig(**{field: value}), folder="runs/a", run=None, look=Look())
 
 
 def test_a_run_and_itself_read_back_from_json_do_not_differ() -> None:

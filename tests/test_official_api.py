@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from convert.official import to_variables
+from pp_jax.config import Look
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.segment_anything import LoadedSam, SamAutomaticMaskGenerator, SamPredictor
 from tests import official
@@ -173,4 +174,4 @@ def test_the_automatic_generator_is_made_as_the_official_one(monkeypatch) -> Non
         assert (mine["segmentation"] == other["segmentation"]).mean() >= 0.9999
         assert mine["bbox"] == other["bbox"]
     with pytest.raises(ValueError, match="prepared as medsam"):
-        SamAutomaticMaskGenerator(ours._replace(preprocess="medsam"))
+        SamAutomaticMaskGenerator(ours._replace(look=Look(preprocess="medsam")))

@@ -16,6 +16,7 @@ from data.folder import read_folder
 from data.pipeline import train_batches
 from data.records import load
 from pp_jax import checkpoints
+from pp_jax.config import Look
 from pp_jax.predict import marks, strokes, writing
 from pp_jax.predict.answering import embedding_path, make_prompted
 from pp_jax.predict.automatic import SamAutomaticMaskGenerator
@@ -235,7 +236,10 @@ def test_no_prompt_asks_for_the_one_object_that_the_model_finds(
     run(world, *flags, images="images/a.png")
     told = capsys.readouterr()
     assert "not trained with --prompt none" in told.err
-    assert "filter: none, fusion: replace, blend: 0.5 (as SAM was trained)" in told.out
+    assert (
+        "SAM sees: filter none (sizes in pixels of the 256 px model frame), fusion replace"
+        in told.out
+    )
     predictor.set_image(image_of("a.png"))
     want = best_logits(predictor)[0] > 0
     np.testing.assert_array_equal(pixels(world / "out" / "masks" / "a_1.png"), want)
@@ -259,7 +263,7 @@ def test_automatic_masks_at_another_image_size_are_those_of_the_generator(world,
 
 
 def test_saved_embeddings_of_stretched_images_give_the_same_masks(tmp_path, predictor) -> None:
-    stretched = predictor.sam._replace(preprocess="medsam")
+    stretched = predictor.sam._replace(look=Look(preprocess="medsam"))
     asks = {"a": marks.same_everywhere(marks.boxes([10, 20, 100, 90]), None, None)}
     counts, kept = Counter(), embedding_path(tmp_path, stretched, weights="w")
     options = {"multimask": True, "steps": (), "kept": kept, "counts": counts}

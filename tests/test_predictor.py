@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from convert.official import to_variables
+from pp_jax.config import Look
 from pp_jax.predict.predictor import Marked, make_segment
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.sam import VARIANTS, Sam
@@ -30,11 +31,9 @@ class Sides:
         )
         self.traced = []
 
-        def stage(images, sizes):
+        def stage(images, sizes, fusion):
             self.traced.append(images.shape)  # Once per compilation.
-            return make_stage(filter="none", fusion="replace", blend=0.5, side=TINY.image_size)(
-                images, sizes
-            )
+            return make_stage(Look(), side=TINY.image_size)(images, sizes, fusion)
 
         self.segment = make_segment(Sam(TINY), variables, stage=stage)
         self.official = official.segment_anything.SamPredictor(sam)

@@ -10,6 +10,7 @@ import pytest
 from skimage import transform
 
 from pp_jax import checkpoints, config
+from pp_jax.config import Look
 from pp_jax.finetune import runs
 from pp_jax.preprocess import geometry
 from pp_jax.preprocess.stage import PREPARATIONS, make_stage
@@ -34,7 +35,7 @@ def medsam_pixels(image: np.ndarray, side: int) -> np.ndarray:
 def test_an_image_for_medsam_is_stretched_and_scaled_as_its_own_code_does() -> None:
     image, fit = photo(40, 70), PREPARATIONS["medsam"].fit
     square = geometry.resize_image(image, longest=64, fit=fit)
-    stage = make_stage(filter="none", fusion="replace", blend=0.0, side=64, preprocess="medsam")
+    stage = make_stage(Look(preprocess="medsam"), side=64)
     got = jax.jit(stage)(square[None], np.array([[64, 64]], np.int32))[0]
     np.testing.assert_allclose(got, medsam_pixels(image, 64), atol=1e-6)
 
@@ -59,7 +60,7 @@ def test_the_predictor_obeys_the_preparation() -> None:
     image = photo(50, 90)
     pixels = medsam_pixels(image, 256).astype(np.float32)
     want = model.apply(variables, pixels[None], method="encode")
-    predictor = SamPredictor(LoadedSam(model, variables, preprocess="medsam"))
+    predictor = SamPredictor(LoadedSam(model, variables, Look(preprocess="medsam")))
     predictor.set_image(image)
     np.testing.assert_allclose(np.asarray(predictor.features), want, atol=1e-4)
     assert predictor.input_size == (256, 256)

@@ -14,10 +14,11 @@ import optax
 import pytest
 
 from pp_jax import sharding, tree
+from pp_jax.config import Look
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, make_step, make_terms
 from pp_jax.finetune.trainable import POLICIES
-from pp_jax.preprocess.stage import make_stage
+from pp_jax.preprocess.stage import initial_fusion, make_stage
 from pp_jax.prompts import SAMPLERS, Purpose
 from pp_jax.sam import Sam, SamConfig
 from pp_jax.sam.model import init
@@ -69,7 +70,7 @@ def disks(count: int = 4) -> Batch:
 
 
 def terms_of(prompt: str):
-    stage = make_stage(filter="none", fusion="replace", blend=0.5, side=SIDE)
+    stage = make_stage(Look(), side=SIDE)
     return make_terms(
         Sam(SMALL), stage, prompt=prompt, purpose=Purpose.TRAIN_PROMPT, weights=WEIGHTS
     )
@@ -112,7 +113,8 @@ def policy_of(prompt: str) -> str:
 
 
 def started(policy: str) -> tuple[State, dict]:
-    trainable, frozen = tree.partition(variables(), POLICIES[policy])
+    learned = Look(fusion="learned" if policy.endswith("+fusion") else "replace")
+    trainable, frozen = tree.partition(variables() | initial_fusion(learned), POLICIES[policy])
     return State(jnp.int32(0), trainable, rule().init(trainable)), frozen
 
 

@@ -17,13 +17,13 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from pp_jax import sharding
-from pp_jax.config import TrainConfig
+from pp_jax.config import TrainConfig, look_of
 from pp_jax.evaluate import report
 from pp_jax.finetune import runs
 from pp_jax.finetune.losses import Terms
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, averages, make_step, make_terms
-from pp_jax.preprocess.stage import make_stage
+from pp_jax.preprocess.stage import describe, make_stage
 from pp_jax.prompts import Purpose
 from pp_jax.sam import Sam, sized
 from pp_jax.types import Batch
@@ -154,13 +154,7 @@ def _optimizer(settings: TrainConfig, *, steps: int) -> optax.GradientTransforma
 
 def _terms(settings: TrainConfig, purpose: Purpose) -> Callable[..., Terms]:
     config = sized(settings.variant, settings.image_size)
-    stage = make_stage(
-        filter=settings.filter,
-        fusion=settings.fusion,
-        blend=settings.blend,
-        side=config.image_size,
-        preprocess=settings.preprocess,
-    )
+    stage = make_stage(look_of(settings), side=config.image_size)
     model = Sam(config, dtype=jnp.dtype(settings.dtype), remat=settings.remat)
     weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
     return make_terms(model, stage, prompt=settings.prompt, purpose=purpose, weights=weights)
@@ -210,3 +204,5 @@ def _describe(state: State, frozen: Any, settings: TrainConfig, *, total: int, s
         f"{settings.variant}: {trained:,} parameters trained ({settings.trainable}), "
         f"{fixed:,} frozen; steps {start + 1} to {total}, {settings.batch} images each"
     )
+    side = sized(settings.variant, settings.image_size).image_size
+    print(describe(look_of(settings), side=side))

@@ -18,6 +18,7 @@ import platform
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -30,10 +31,11 @@ from jax.sharding import Mesh
 
 from pp_jax import checkpoints, config, prompts, sharding, tree
 from pp_jax.checkpoints import CheckpointError
-from pp_jax.config import TrainConfig
+from pp_jax.config import Look, TrainConfig
 from pp_jax.evaluate.controls import Atlas, Crop, fit_mean_shape
 from pp_jax.finetune.step import State
 from pp_jax.finetune.trainable import POLICIES
+from pp_jax.preprocess.stage import initial_fusion
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
@@ -179,7 +181,7 @@ class Loaded(NamedTuple):
     variables: dict[str, Any]
     config: TrainConfig | None  # None: converted weights, no run.
     step: int | None
-    preprocess: str  # How the weights' images are prepared: a name in `stage.PREPARATIONS`.
+    look: Look  # What the weights' images looked like.
 
 
 def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
@@ -194,8 +196,9 @@ def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
     variant = facts.get("variant")
     if variant not in VARIANTS or facts.get("kind") != "converted":
         raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
-    variables = checkpoints.load(folder, _shapes(variant, mesh=mesh, rule=rule))
-    return Loaded(variant, variables, None, None, facts.get("preprocess", "sam"))
+    look = Look(preprocess=facts.get("preprocess", "sam"))
+    variables = checkpoints.load(folder, _shapes(variant, look, mesh=mesh, rule=rule))
+    return Loaded(variant, variables, None, None, look)
 
 
 def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
@@ -205,13 +208,14 @@ def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
         raise CheckpointError(
             f"{run}: a run without a checkpoint yet; start it again with the same command"
         )
-    abstract = _shapes(settings.variant, mesh=mesh, rule=rule)
+    look = config.look_of(settings)
+    abstract = _shapes(settings.variant, look, mesh=mesh, rule=rule)
     trainable, frozen = tree.partition(abstract, POLICIES[settings.trainable])
     folder = checkpoints.step_folder(run, step)
     held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
     base, _ = _load_base(run, frozen, step=folder)
     variables = tree.combine(held, base)
-    return Loaded(settings.variant, variables, settings, step, settings.preprocess or "sam")
+    return Loaded(settings.variant, variables, settings, step, look)
 
 
 def newest_step(run: Path) -> int:
@@ -229,9 +233,13 @@ def newest_step(run: Path) -> int:
     return step or 0
 
 
-def _shapes(variant: str, *, mesh: Mesh, rule: str) -> dict[str, Any]:
-    """Shapes and placements of all variables of a variant."""
-    abstract = jax.eval_shape(lambda key: init(Sam(VARIANTS[variant]), key), jax.random.key(0))
+def _variables(variant: str, look: Look, key: jax.Array) -> dict[str, Any]:
+    return init(Sam(VARIANTS[variant]), key) | initial_fusion(look)
+
+
+def _shapes(variant: str, look: Look, *, mesh: Mesh, rule: str) -> dict[str, Any]:
+    """Shapes and placements of all variables of a variant that is shown a look."""
+    abstract = jax.eval_shape(partial(_variables, variant, look), jax.random.key(0))
     return _placed(abstract, sharding.placements(abstract, mesh, rule))
 
 
@@ -292,7 +300,11 @@ def _how_to_get(folder: str, variant: str) -> str:
 
 
 def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
-    """The weights a training starts from: converted ones, another run's, or random ones."""
+    """The weights a training starts from: converted ones, another run's, or random ones.
+
+    A learned fusion goes on where it stood, if it was learned on the same filters.
+    """
+    look = config.look_of(settings)
     if settings.checkpoint:
         loaded = load(Path(settings.checkpoint), mesh=mesh, rule=settings.sharding)
         if loaded.variant != settings.variant:
@@ -300,11 +312,14 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
                 f"{settings.checkpoint}: weights of {loaded.variant}, not of {settings.variant}; "
                 f"use --variant {loaded.variant} or another --checkpoint"
             )
-        return loaded.variables
-    model = Sam(VARIANTS[settings.variant])
+        variables = {k: v for k, v in loaded.variables.items() if k != "fusion"}
+        same = (loaded.look.fusion, loaded.look.filter) == (look.fusion, look.filter)
+        kept = loaded.variables if same else {}
+        fresh = jax.device_put(initial_fusion(look), sharding.replicated(mesh))
+        return variables | {name: kept.get(name, value) for name, value in fresh.items()}
     key = jax.random.fold_in(jax.random.key(settings.seed), prompts.Purpose.INIT)
-    places = _places(_shapes(settings.variant, mesh=mesh, rule=settings.sharding))
-    return jax.jit(lambda k: init(model, k), out_shardings=places)(key)
+    places = _places(_shapes(settings.variant, look, mesh=mesh, rule=settings.sharding))
+    return jax.jit(partial(_variables, settings.variant, look), out_shardings=places)(key)
 
 
 # The state of a training.
@@ -332,7 +347,8 @@ def begin(
       CheckpointError: Weights of another variant, or damaged ones.
     """
     policy = POLICIES[settings.trainable]
-    abstract = _shapes(settings.variant, mesh=mesh, rule=settings.sharding)
+    look = config.look_of(settings)
+    abstract = _shapes(settings.variant, look, mesh=mesh, rule=settings.sharding)
     trainable, frozen = tree.partition(abstract, policy)
 
     def make(trainable: Any) -> State:

@@ -54,9 +54,9 @@ def make_terms(
             size=batch.size,
             side=side,
         )
-        output = model.apply(
-            tree.combine(trainable, frozen), stage(batch.image, batch.size), prompts
-        )
+        variables = tree.combine(trainable, frozen)
+        shown = stage(batch.image, batch.size, variables.get("fusion"))
+        output = model.apply(variables, shown, prompts)
         cover = jax.vmap(lambda size: coverage(size, side=side))(batch.size)
         return sam_terms(output.three(), batch.targets, cover, batch.valid, weights=weights)
 

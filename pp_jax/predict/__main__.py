@@ -24,7 +24,7 @@ from data.images import read_any
 from data.nifti import write_nifti
 from data.tables import read_rows
 from pp_jax import checkpoints, cli, sharding
-from pp_jax.config import TrainConfig
+from pp_jax.config import RECIPES, TrainConfig, override
 from pp_jax.finetune import runs
 from pp_jax.predict import marks, writing
 from pp_jax.predict.answering import Segment, embedding_path, make_automatic, make_prompted
@@ -33,15 +33,13 @@ from pp_jax.predict.marks import Ask
 from pp_jax.predict.official import LoadedSam
 from pp_jax.predict.refine import parse_refinements
 from pp_jax.predict.writing import Rows
-from pp_jax.preprocess import filters, fusion
 from pp_jax.preprocess.colour import to_grey
-from pp_jax.preprocess.stage import PREPARATIONS
+from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe
 from pp_jax.sam import Sam, sized
 
 CHOICES = MappingProxyType(
     {
-        "filter": ("", *filters.FILTERS),
-        "fusion": ("", *fusion.FUSIONS),
+        "recipe": ("", *RECIPES),
         "device": cli.DEVICES,
     }
 )
@@ -91,12 +89,17 @@ class Predict:
     """Of the model's three masks the one it scores highest; else its single mask."""
     refine: tuple[str, ...] = ()
     """Steps on each mask in their order, such as `fill_holes keep_largest=1`."""
+    recipe: str = ""
+    """A name for a filter, a fusion and a weight that go together."""
     filter: str = ""
     """Default: what the run was trained with, or none."""
     fusion: str = ""
     """Default: what the run was trained with, or replace."""
     blend: float | None = None
     """Default: what the run was trained with, or 0.5."""
+    roi: str = ""
+    """What is cut out of the image before it is scaled: `content`, or `box-context:SCALE` around
+    each box; default: what the run was trained with, or none."""
     image_size: int | None = None
     """Side of the model's input, a multiple of 16 from 256 to 2048; default: as trained."""
     nifti: bool = False
@@ -126,7 +129,9 @@ class Weights(NamedTuple):
 def main(args: list[str] | None = None) -> None:
     """Predict as the command line says, or `args` instead of it."""
     with cli.one_line_errors():
-        settings = cli.parse(Predict, prog="python -m pp_jax.predict", choices=CHOICES, args=args)
+        settings = cli.parse(
+            Predict, prog="python -m pp_jax.predict", choices=CHOICES, specs=SPECS, args=args
+        )
         predict_all(settings)
 
 
@@ -223,8 +228,10 @@ def finish(
         more = f" (and {len(failures) - 1} more images were skipped)" if len(failures) > 1 else ""
         raise ValueError(failures[0] + more)
     sam = weights.sam
-    used = {"filter": sam.filter, "fusion": sam.fusion, "blend": sam.blend}
-    used |= {"image_size": sam.model.config.image_size, "weights": weights.digest}
+    used = dataclasses.asdict(sam.look) | {
+        "image_size": sam.model.config.image_size,
+        "weights": weights.digest,
+    }
     told = dataclasses.asdict(settings) | used | {"skipped": failures}
     writing.write_tables(folders.out, rows, settings=told)
     shutil.rmtree(settings.out, ignore_errors=True)
@@ -368,19 +375,20 @@ def load_weights(settings: Predict) -> Weights:
     if run is not None:
         folder = checkpoints.step_folder(folder, loaded.step)
     told = run or TrainConfig()
-    if PREPARATIONS[loaded.preprocess].fit == "square":
+    look = override(
+        loaded.look,
+        recipe=settings.recipe,
+        filter=settings.filter,
+        fusion=settings.fusion,
+        blend=settings.blend,
+        roi=settings.roi,
+    )
+    if PREPARATIONS[look.preprocess].fit == "square":
         needs = {"--auto": settings.auto, "--lasso": settings.lasso}
         if flag := next((flag for flag, given in needs.items() if given), None):
-            raise ValueError(f"{flag}: not for {loaded.preprocess} weights; mark boxes or points")
+            raise ValueError(f"{flag}: not for {look.preprocess} weights; mark boxes or points")
         if settings.mask_prompt is not None and settings.mask_prompt.suffix.lower() != ".npy":
-            raise ValueError(f"--mask-prompt: {loaded.preprocess} weights take .npy logits only")
-    blend = told.blend if settings.blend is None else settings.blend
-    shown = (settings.filter or told.filter, settings.fusion or told.fusion, blend)
-    trained = (told.filter, told.fusion, told.blend)
-    source = "as the run was trained" if run is not None else "as SAM was trained"
-    if shown != trained:
-        source = f"not {source}: {trained[0]}, {trained[1]}, {trained[2]:g}"
-    print(f"filter: {shown[0]}, fusion: {shown[1]}, blend: {shown[2]:g} ({source})")
+            raise ValueError(f"--mask-prompt: {look.preprocess} weights take .npy logits only")
     if settings.prompt_free and (run is None or run.prompt != "none"):
         warnings.warn(
             f"{settings.checkpoint}: not trained with --prompt none, so --prompt-free gives masks "
@@ -389,8 +397,12 @@ def load_weights(settings: Predict) -> Weights:
         )
     size = settings.image_size if settings.image_size is not None else told.image_size
     model = Sam(sized(loaded.variant, size))
+    side = model.config.image_size
+    print(describe(look, side=side))
+    if look != loaded.look:
+        print(f"this is not what it was trained on; {describe(loaded.look, side=side)}")
     digest = checkpoints.sha256(folder / checkpoints.MANIFEST)
-    return Weights(LoadedSam(model, loaded.variables, *shown, loaded.preprocess), digest)
+    return Weights(LoadedSam(model, loaded.variables, look), digest)
 
 
 if __name__ == "__main__":

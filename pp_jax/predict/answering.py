@@ -1,5 +1,6 @@
 """From questions about an image to its masks and their scores, in its original frame."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pp_jax.predict.masks import stability_score
 from pp_jax.predict.official import LoadedSam, SamPredictor
 from pp_jax.predict.refine import refine
 from pp_jax.predict.writing import Found, embedding_file, read_embedding, write_embedding
-from pp_jax.preprocess import geometry
+from pp_jax.preprocess import filters, geometry
 from pp_jax.preprocess.stage import make_stage
 
 _STABILITY_OFFSET = 1.0  # In logits, as in the official automatic mask generator.
@@ -87,7 +88,7 @@ def make_automatic(sam: LoadedSam, config: AutomaticConfig, *, steps: Sequence[s
     A binary mask has no logits: refinements see +1 and -1.
     """
     side = sam.model.config.image_size
-    stage = make_stage(filter=sam.filter, fusion=sam.fusion, blend=sam.blend, side=side)
+    stage = make_stage(sam.look, side=side)
 
     def segment(name: str, image: Image) -> list[Found]:
         del name
@@ -114,10 +115,8 @@ def embedding_path(folder: Path, sam: LoadedSam, *, weights: str) -> Callable[[I
     """
     facts: dict[str, Any] = {
         "weights": weights,
-        "filter": sam.filter,
-        "fusion": sam.fusion,
-        "blend": sam.blend,
-        "preprocess": sam.preprocess,
+        **dataclasses.asdict(sam.look),
+        "filter": filters.canonical(sam.look.filter),
         "image_size": sam.model.config.image_size,
     }
     return lambda image: embedding_file(folder, image, facts=facts)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from pp_jax.config import Look
 from pp_jax.predict.masks import (
     Crop,
     Rle,
@@ -166,9 +167,7 @@ class SamAutomaticMaskGenerator:
             point_grids = tuple(tuple(map(tuple, np.asarray(g).tolist())) for g in point_grids)
         self.model, self.variables = model, variables
         self.config = AutomaticConfig(point_grids=point_grids, **parameters)
-        self.stage = stage or make_stage(
-            filter="none", fusion="replace", blend=0.0, side=model.config.image_size
-        )
+        self.stage = stage or make_stage(Look(), side=model.config.image_size)
 
     def generate(self, image: UInt8[np.ndarray, "H W 3"]) -> list[dict[str, Any]]:
         """The image's masks; see `generate`."""

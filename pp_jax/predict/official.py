@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from pp_jax.config import Look
 from pp_jax.predict.predictor import embed, predict
 from pp_jax.preprocess import geometry
 from pp_jax.preprocess.stage import PREPARATIONS, make_stage
@@ -31,10 +32,7 @@ class LoadedSam(NamedTuple):
 
     model: Sam
     variables: Mapping[str, Any]
-    filter: str = "none"
-    fusion: str = "replace"
-    blend: float = 0.5
-    preprocess: str = "sam"  # Or "medsam": what images the weights were trained on.
+    look: Look = Look()  # What the weights were trained to see.
 
 
 class ResizeLongestSide:
@@ -71,15 +69,9 @@ class SamPredictor:
     def __init__(self, sam_model: LoadedSam):
         self.sam = sam_model
         self.transform = ResizeLongestSide(
-            sam_model.model.config.image_size, PREPARATIONS[sam_model.preprocess].fit
+            sam_model.model.config.image_size, PREPARATIONS[sam_model.look.preprocess].fit
         )
-        stage = make_stage(
-            filter=sam_model.filter,
-            fusion=sam_model.fusion,
-            blend=sam_model.blend,
-            side=self.transform.target_length,
-            preprocess=sam_model.preprocess,
-        )
+        stage = make_stage(sam_model.look, side=self.transform.target_length)
         self._embed = jax.jit(partial(embed, sam_model.model, stage=stage))
         self._decode = jax.jit(
             partial(_decode, sam_model.model), static_argnames=("canvas", "multimask")

@@ -44,7 +44,8 @@ def embed(
     stage: Callable,
 ) -> Float[Array, "B h w D"]:
     """The embedding of padded images, after their preprocessing by `stage`."""
-    return model.apply(variables, stage(image, size), method="encode")
+    shown = stage(image, size, variables.get("fusion"))
+    return model.apply(variables, shown, method="encode")
 
 
 def predict(

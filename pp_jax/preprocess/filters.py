@@ -5,34 +5,20 @@ is a name in `FILTERS` and its parameters, by position or by name. Sizes are pix
 frame. In a chain each filter sees the response of the one before, mapped to [0, 255].
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Num
 
+from pp_jax.preprocess import specs
 from pp_jax.preprocess.gradients import sobel
 from pp_jax.preprocess.responses import Filter, respond, to_grey_levels
 
-Value = int | float | str | bool
-
-
-class Named(NamedTuple):
-    """A filter's name with all its parameters, the default ones as well."""
-
-    name: str
-    parameters: tuple[tuple[str, Value], ...]
-
-    def __str__(self) -> str:
-        return ":".join((self.name, *(f"{name}={value}" for name, value in self.parameters)))
-
-
-Chain = tuple[Named, ...]
+Chain = tuple[specs.Named, ...]
 
 
 def parse(spec: str) -> tuple[Chain, ...]:
@@ -42,29 +28,27 @@ def parse(spec: str) -> tuple[Chain, ...]:
       ValueError: An unknown name or parameter, or a value outside its range; names the value and
         the choices.
     """
-    return tuple(tuple(map(_named, chain.split(">"))) for chain in spec.split(","))
+    return tuple(
+        tuple(specs.parse_row(text, FILTERS, what="filter") for text in chain.split(">"))
+        for chain in spec.split(",")
+    )
 
 
 def canonical(spec: str) -> str:
-    """The spec with all names, parameters and defaults written out: what a cache key must hold."""
+    """The spec with all parameters and defaults written out: what a cache key must hold."""
     return ",".join(">".join(map(str, chain)) for chain in parse(spec))
 
 
-def file_name(spec: str) -> str:
-    """The spec in characters that every file system takes."""
-    return spec.replace(">", "+").replace(":", "-").replace("=", "").replace(",", "_")
-
-
-def make_filter(named: Named) -> Filter:
-    """The filter of one link of a chain."""
-    return FILTERS[named.name](**dict(named.parameters))
+def make_chain(chain: Chain) -> tuple[Filter, ...]:
+    """The filters of one chain."""
+    return tuple(specs.make_row(named, FILTERS) for named in chain)
 
 
 def show(
-    image: Float[Array, "H W"], size: Int[Array, "2"], *, chain: Sequence[Filter]
+    image: Float[Array, "H W"], size: Int[Array, "2"], *, filters: Sequence[Filter]
 ) -> Float32[Array, "H W"]:
-    """The image after all filters of a chain, in grey levels in [0, 255]."""
-    for filter in chain:
+    """The image after all filters in turn, in grey levels in [0, 255]."""
+    for filter in filters:
         image = to_grey_levels(respond(image, size, filter=filter), filter=filter)
     return image
 
@@ -81,56 +65,9 @@ def filter_image(image: Num[np.ndarray, "H W"], *, spec: str) -> Float32[np.ndar
     low, high = image.min(), image.max()  # NaN where there is one.
     if not 0 <= low <= high <= 255:
         raise ValueError(f"grey levels from {low} to {high}: filters take finite ones in [0, 255]")
-    size = jnp.array(image.shape)
-    levels = jnp.asarray(image, jnp.float32)
-    chains = (tuple(map(make_filter, chain)) for chain in parse(spec))
-    return np.stack([jax.jit(partial(show, chain=chain))(levels, size) for chain in chains])
-
-
-def describe() -> str:
-    """One line for `--help`: every filter with its parameters and their defaults."""
-    rows = (":".join((name, *_signature(name))) for name in FILTERS)
-    return "NAME[:VALUE...], chained by '>' (quote it), alternatives by ',': " + "; ".join(rows)
-
-
-def _signature(name: str) -> list[str]:
-    parameters = inspect.signature(FILTERS[name]).parameters.values()
-    return [f"{p.name}={p.default}" for p in parameters]
-
-
-def _named(text: str) -> Named:
-    name, *given = (part.strip() for part in text.split(":"))
-    if name not in FILTERS:
-        raise ValueError(f"filter {name!r} is unknown: choose one of {', '.join(FILTERS)}")
-    parameters = inspect.signature(FILTERS[name]).parameters
-    values: dict[str, Value] = {p.name: p.default for p in parameters.values()}
-    for position, argument in enumerate(given):
-        key, equals, value = argument.rpartition("=")
-        if not equals:
-            key = list(values)[position] if position < len(values) else ""
-        if key not in values:
-            raise ValueError(
-                f"filter {text!r}: no parameter for {argument!r}; {name} takes "
-                f"{', '.join(_signature(name)) or 'none'}"
-            )
-        values[key] = _value(value, like=values[key], where=f"filter {text!r}: {key}")
-    named = Named(name, tuple(values.items()))
-    try:
-        make_filter(named)
-    except ValueError as error:
-        raise ValueError(f"filter {text!r}: {error}") from None
-    return named
-
-
-def _value(text: str, *, like: Value, where: str) -> Value:
-    """The text as a value of the type of the default."""
-    if isinstance(like, str):
-        return text
-    try:
-        return type(like)(text)
-    except ValueError:
-        kind = "a whole number" if isinstance(like, int) else "a number"
-        raise ValueError(f"{where}={text!r} must be {kind}") from None
+    levels, size = jnp.asarray(image, jnp.float32), jnp.array(image.shape)
+    chains = map(make_chain, parse(spec))
+    return np.stack([jax.jit(partial(show, filters=chain))(levels, size) for chain in chains])
 
 
 def none() -> Filter:
@@ -139,3 +76,8 @@ def none() -> Filter:
 
 
 FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType({"none": none, "sobel": sobel})
+
+HELP = (
+    "NAME[:VALUE...], chained by '>' (quote it), several chains separated by ','. Names with their "
+    f"parameters and defaults: {specs.describe(FILTERS)}"
+)

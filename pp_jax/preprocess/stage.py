@@ -1,6 +1,7 @@
 """The input stage: a batch of uint8 canvases to what SAM's image encoder takes, in one function."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
-from pp_jax.preprocess.filters import make_filter, parse, show
-from pp_jax.preprocess.fusion import FUSIONS
+from pp_jax.config import Look
+from pp_jax.preprocess import filters, specs
+from pp_jax.preprocess.fusion import FUSIONS, Given, Parameters, luma, pass_through
 from pp_jax.preprocess.geometry import Fit
 from pp_jax.preprocess.responses import inside
 
@@ -22,54 +24,82 @@ STD = np.array([58.395, 57.12, 57.375], np.float32)
 # here, on the host, and equal torch's bit for bit.
 _NORMALISED = (np.arange(256, dtype=np.float32)[:, None] - MEAN) / STD
 
-Stage = Callable[[UInt8[Array, "B S S 3"], Int[Array, "B 2"]], Float32[Array, "B S S 3"]]
+Stage = Callable[..., Float32[Array, "B S S 3"]]
 
 
-def make_stage(
-    *, filter: str, fusion: str, blend: float, side: int, preprocess: str = "sam"
-) -> Stage:
-    """A pure function from `(images, sizes)` to the model's input; to be called inside `jit`.
+def make_stage(look: Look, *, side: int) -> Stage:
+    """A pure function from `(images, sizes, fusion=None)` to the model's input, for use in `jit`.
 
-    Each image becomes grey, is filtered and mapped to [0, 255] by the filter's fixed range, is
+    Each image becomes grey, is filtered and mapped to [0, 255] by the filters' fixed ranges, is
     fused with the image, scaled as the weights expect, and set to zero beyond its valid (height,
-    width). The filter `none` passes the image itself, in colour, whatever the fusion: then the
-    values normalised for SAM equal torch's `(x - mean) / std` bit for bit.
+    width). The filter `none` passes the image itself, in colour, unless the fusion acts alone: then
+    the values normalised for SAM equal torch's `(x - mean) / std` bit for bit. The learned fusion
+    takes its parameters as `fusion`.
 
     Args:
-      filter: A spec of one chain, see `filters`.
-      fusion: A name in `FUSIONS`.
-      blend: Weight of the response in [0, 1], for fusions that have one.
+      look: What is shown; its region of interest was cut out before.
       side: Side of the square canvas in pixels.
-      preprocess: A name in `PREPARATIONS`: how the weights' training images were prepared.
 
     Raises:
-      ValueError: An unknown name, a wrong spec, or a weight outside [0, 1].
+      ValueError: An unknown name, a wrong spec, a weight outside [0, 1], or a number of chains that
+        the fusion cannot take.
     """
-    if fusion not in FUSIONS:
-        raise ValueError(f"unknown {fusion=}: choose one of {', '.join(FUSIONS)}")
-    if preprocess not in PREPARATIONS:
-        raise ValueError(f"unknown {preprocess=}: choose one of {', '.join(PREPARATIONS)}")
-    if not 0 <= blend <= 1:
-        raise ValueError(f"{blend=} is no weight: choose one in [0, 1]")
-    chain = [make_filter(named) for named in parse(filter)[0]]
-    fuse, scale = FUSIONS[fusion], PREPARATIONS[preprocess].scale
+    chains = filters.parse(look.filter)
+    fusion = specs.make_row(specs.parse_row(look.fusion, FUSIONS, what="fusion"), FUSIONS)
+    if look.preprocess not in PREPARATIONS:
+        raise ValueError(
+            f"preprocess={look.preprocess!r} is unknown: choose one of {', '.join(PREPARATIONS)}"
+        )
+    if not 0 <= look.blend <= 1:
+        raise ValueError(f"blend={look.blend} is no weight: choose one in [0, 1]")
+    bare = look.filter == "none" and not fusion.acts_alone
+    if not bare and not fusion.fewest <= len(chains) <= fusion.most:
+        wanted = " to ".join(map(str, sorted({fusion.fewest, fusion.most})))
+        raise ValueError(
+            f"fusion {look.fusion!r} takes {wanted} filters separated by commas, not the "
+            f"{len(chains)} of {look.filter!r}"
+        )
+    made = [filters.make_chain(chain) for chain in chains]
+    scale = PREPARATIONS[look.preprocess].scale
 
-    def prepare(image: UInt8[Array, "S S 3"], size: Int[Array, "2"]) -> Float32[Array, "S S 3"]:
+    def prepare(
+        image: UInt8[Array, "S S 3"], size: Int[Array, "2"], parameters: Parameters | None
+    ) -> Float32[Array, "S S 3"]:
         valid = inside(size, shape=(side, side))[..., None]
-        if filter == "none":
-            shown = image
-        else:
-            shown = fuse(image.astype(jnp.float32), show(grey(image), size, chain=chain), blend)
+        shown = image
+        if not bare:
+            levels = luma(image)
+            responses = jnp.stack([filters.show(levels, size, filters=chain) for chain in made])
+            colours = image.astype(jnp.float32)
+            shown = fusion.function(Given(colours, responses, size, look.blend, parameters))
         return jnp.where(valid, scale(shown, valid), 0)
 
     def stage(
-        images: UInt8[Array, "B S S 3"], sizes: Int[Array, "B 2"]
+        images: UInt8[Array, "B S S 3"],
+        sizes: Int[Array, "B 2"],
+        fusion: Parameters | None = None,
     ) -> Float32[Array, "B S S 3"]:
         if images.shape[1:] != (side, side, 3):
             raise ValueError(f"{images.shape=}: this stage takes (B, {side}, {side}, 3)")
-        return jax.vmap(prepare)(images, sizes)
+        return jax.vmap(prepare, in_axes=(0, 0, None))(images, sizes, fusion)
 
     return stage
+
+
+def initial_fusion(look: Look) -> dict[str, Parameters]:
+    """The variables that a look adds to the model's: `{"fusion": ...}` of the learned fusion."""
+    fusion = specs.make_row(specs.parse_row(look.fusion, FUSIONS, what="fusion"), FUSIONS)
+    return {"fusion": pass_through(len(filters.parse(look.filter)))} if fusion.learned else {}
+
+
+def describe(look: Look, *, side: int) -> str:
+    """One line that says what SAM is shown, every parameter with it."""
+    fusion = specs.parse_row(look.fusion, FUSIONS, what="fusion")
+    return (
+        f"SAM sees: filter {filters.canonical(look.filter)} (sizes in pixels of the {side} px "
+        f"model frame), fusion {fusion}, blend {look.blend:g}, roi {look.roi}, prepared as for "
+        f"{look.preprocess}"
+    )
 
 
 Levels = UInt8[Array, "S S 3"] | Float[Array, "S S 3"]
@@ -101,14 +131,13 @@ class Preparation(NamedTuple):
     scale: Callable[[Levels, Bool[Array, "S S 1"]], Float32[Array, "S S 3"]]
 
 
-def grey(image: UInt8[Array, "H W 3"]) -> Float32[Array, "H W"]:
-    """Luma of an RGB image in integer grey levels; equal channels keep their value.
-
-    Equals `cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)`: .299, .587, .114 in 15-bit fixed point.
-    """
-    red, green, blue = jnp.moveaxis(image.astype(jnp.int32), -1, 0)
-    return ((9798 * red + 19235 * green + 3735 * blue + (1 << 14)) >> 15).astype(jnp.float32)
-
+# What a front hands to its parser: how a spec of each flag is checked, and what `--help` adds.
+SPECS: Mapping[str, tuple[Callable[[str], object], str]] = MappingProxyType(
+    {
+        "filter": (filters.parse, filters.HELP),
+        "fusion": (partial(specs.parse_row, table=FUSIONS, what="fusion"), ", ".join(FUSIONS)),
+    }
+)
 
 PREPARATIONS: Mapping[str, Preparation] = MappingProxyType(
     {
