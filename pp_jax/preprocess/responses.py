@@ -6,12 +6,13 @@ part by the filter's own border rule, so that no filter sees the border of the p
 filter the valid part of the response equals, bit for bit, that of the image alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int, Num
 
 
 class Filter(NamedTuple):
@@ -49,18 +50,66 @@ def to_grey_levels(response: Float[Array, "H W"], *, filter: Filter) -> Float[Ar
 
 
 def extend(
-    image: Float[Array, "H W"], size: Int[Array, "2"], *, border: str, margin: int = 0
-) -> Float[Array, "rows columns"]:
-    """The canvas, `margin` wider on each side, continued beyond the valid `size`.
+    image: Num[Array, "H W"], size: Int[Array, "2"], *, border: str, margin: int = 0
+) -> Num[Array, "rows columns"]:
+    """The canvas, `margin` wider on each side, with the valid part continued by `margin` pixels.
+
+    What lies further beyond `size` is not defined.
 
     Args:
       border: A name in `BORDERS`.
     """
-    rows, columns = (
-        BORDERS[border](jnp.arange(-margin, length + margin), valid)
-        for length, valid in zip(image.shape, size, strict=True)
+    canvas = jnp.pad(image, margin)
+    for axis, length in enumerate(size):
+        canvas = _continue(canvas, length, axis=axis, border=border, margin=margin)
+    return canvas
+
+
+def extend_axis(
+    image: Num[Array, "H W"], length: Int[Array, ""], *, axis: int, border: str, margin: int
+) -> Num[Array, "rows columns"]:
+    """As `extend`, along one axis of valid `length` only: for the passes of a separable filter."""
+    widths = [(0, 0), (0, 0)]
+    widths[axis] = (margin, margin)
+    canvas = jnp.pad(image, widths)
+    return _continue(canvas, length, axis=axis, border=border, margin=margin)
+
+
+def _continue(
+    canvas: Num[Array, "rows columns"],
+    length: Int[Array, ""],
+    *,
+    axis: int,
+    border: str,
+    margin: int,
+) -> Num[Array, "rows columns"]:
+    """The canvas with `margin` pixels set on both sides of those at `margin + arange(length)`.
+
+    Only these strips are gathered. A gather of the whole canvas takes as long as the filter, and on
+    a CPU is fused into each of the shifted sums that read it, where it is repeated.
+    """
+    if margin == 0:
+        return canvas
+    outside = jnp.concatenate([jnp.arange(-margin, 0), length + jnp.arange(margin)])
+    strips = jnp.take(canvas, margin + BORDERS[border](outside, length), axis=axis, mode="clip")
+    place = (slice(None),) * axis + (margin + outside,)
+    return canvas.at[place].set(strips, indices_are_sorted=True, unique_indices=True)
+
+
+def correlate(
+    padded: Num[Array, "rows columns"], kernel: Sequence[float], *, axis: int
+) -> Num[Array, "H W"]:
+    """Correlation with an odd `kernel` along one axis, where all of it lies on the canvas.
+
+    A sum of shifted slices in the canvas's number type: XLA's convolution of one channel is far
+    slower on a CPU.
+    """
+    length = padded.shape[axis] - len(kernel) + 1
+    return sum(
+        weight * lax.slice_in_dim(padded, start, start + length, axis=axis)
+        for start, weight in enumerate(kernel)
+        if weight
     )
-    return image[rows][:, columns]
 
 
 def inside(size: Int[Array, "2"], *, shape: tuple[int, int]) -> Bool[Array, "H W"]:
