@@ -5,6 +5,7 @@ python -m convert runs/NAME fine_tuned.pth                   out, for every tool
 python -m convert --download vit_b                           fetch, verify and convert
 """
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import tyro
 
 from convert import download
 from pp_jax import checkpoints, cli
+from pp_jax.config import Look
 
 PREPROCESS = ("", "sam", "medsam")
 
@@ -68,6 +70,9 @@ def convert(source: Path, out: Path, *, preprocess: str = "") -> dict[str, Any]:
 def export(folder: Path, out: Path) -> dict[str, Any]:
     """What is known of the weights now in the file `out`, under official names.
 
+    The official format has no place for what SAM was shown: that of a run stands beside it, in
+    `out` with the suffix `.look.json`, the learned fusion's parameters included.
+
     Raises:
       ValueError: No checkpoint or run at `folder`, another suffix, or torch is missing.
     """
@@ -78,8 +83,16 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
     from pp_jax.finetune import runs
 
     loaded = runs.load(folder, mesh=sharding.make_mesh(jax.devices("cpu")[:1]))
-    official.write_state_dict(out, official.to_state_dict(loaded.variables))
-    return {"variant": loaded.variant, "step": loaded.step}
+    model = {name: held for name, held in loaded.variables.items() if name != "fusion"}
+    facts = {"variant": loaded.variant, "step": loaded.step, "look": ""}
+    if loaded.look != Look():
+        fusion = jax.tree.map(lambda x: x.tolist(), jax.device_get(loaded.variables.get("fusion")))
+        look = out.with_suffix(".look.json")
+        look.parent.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(look, dataclasses.asdict(loaded.look) | {"learned": fusion})
+        facts["look"] = str(look)
+    official.write_state_dict(out, official.to_state_dict(model))
+    return facts
 
 
 def _torch_side() -> Any:
@@ -146,6 +159,8 @@ def main() -> None:
             facts = export(source, out)
             step = f", step {facts['step']}" if facts["step"] is not None else ""
             print(f"{out}: {facts['variant']}{step}, official names")
+            if facts["look"]:
+                print(f"{facts['look']}: what these weights expect to be shown")
         else:
             require_free(out, force=args.force)
             facts = convert(source, out, preprocess=args.preprocess)
