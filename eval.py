@@ -15,6 +15,7 @@ from pp_jax.evaluate.methods import PROTOCOLS, Subject, Tools
 from pp_jax.evaluate.score import score
 from pp_jax.finetune import runs
 from pp_jax.predict.predictor import make_segment
+from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe, make_stage
 from pp_jax.sam import Sam, sized
 
@@ -45,13 +46,14 @@ def main() -> None:
             blend=settings.blend,
             roi=settings.roi,
         )
+        require_boxes(settings)
         everything = sources.open_dataset(settings.data, Path(settings.data_dir))
         chosen = choose(everything, settings, loaded, folder)
         model = Sam(sized(loaded.variant, settings.image_size))
         stage = make_stage(look, side=model.config.image_size)
         print(describe(look, side=model.config.image_size))
         fit = PREPARATIONS[look.preprocess].fit
-        segment = make_segment(model, loaded.variables, stage=stage, fit=fit)
+        segment = make_segment(model, loaded.variables, stage=stage, fit=fit, roi=look.roi)
         out = Path(settings.out)
         partial_out = cli.fresh_folder(out, ours="summary.json")
         tables = score(
@@ -68,6 +70,19 @@ def main() -> None:
         shutil.rmtree(out, ignore_errors=True)
         partial_out.rename(out)
         print(f"\n{tables}\n{out}: tables, per_image.csv, prompts.json and overlays")
+
+
+def require_boxes(settings: EvalConfig) -> None:
+    """Nothing, when the marks are boxes or no region of interest needs them.
+
+    Raises:
+      ValueError: Another prompt with a region around each box.
+    """
+    if roi.make(settings.roi).per == "box" and settings.prompt != "box":
+        raise ValueError(
+            f"--roi {settings.roi} cuts around boxes, and --prompt {settings.prompt} marks none: "
+            "choose --prompt box, or --roi none or content"
+        )
 
 
 def choose(

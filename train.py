@@ -8,6 +8,7 @@ from data import pipeline, records, sources
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import loop, optimize, runs, trainable
+from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS
 from pp_jax.sam import VARIANTS, sized
 
@@ -25,15 +26,17 @@ CHOICES = {
     "sharding": sharding.RULES,
     "device": cli.DEVICES,
 }
+CHECKED = SPECS | {"augment": (augment.parse, augment.HELP)}
 
 
 def main() -> None:
     """Train as the command line says."""
     with cli.one_line_errors():
         settings = pp_jax.config.resolve(
-            cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=SPECS)
+            cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=CHECKED)
         )
         cli.require_clone()
+        roi.make_for_images(settings.roi)  # One that each box has for itself is refused here.
         runs.require_checkpoint(settings)
         settings = runs.with_preprocess(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device))
@@ -67,6 +70,7 @@ def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> 
     common = {
         "side": sized(settings.variant, settings.image_size).image_size,
         "fit": PREPARATIONS[settings.preprocess].fit,
+        "cut": roi.make_for_images(settings.roi),
         "batch": settings.batch,
         "max_objects": settings.max_objects,
         "objects": "union" if settings.prompt == "none" else "each",

@@ -1,7 +1,7 @@
 """Batches for the device, in an order that is a pure function of (seed, step)."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import grain
@@ -10,10 +10,11 @@ from absl import flags
 from jaxtyping import Float32, UInt8
 
 from data.records import Record, Sample, load, tight_boxes
-from pp_jax.preprocess import geometry
+from pp_jax.preprocess import geometry, roi
 from pp_jax.types import Batch
 
 Objects = Literal["each", "union"]
+Cut = Callable[[UInt8[np.ndarray, "H W 3"]], roi.Window]  # What is shown of an image.
 PADDING = -1  # A row that is no record.
 CACHE_BYTES = 2 << 30
 THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait for it.
@@ -41,6 +42,7 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     fit: geometry.Fit = "longest",
+    cut: Cut = roi.whole_window,
     cache_bytes: int = CACHE_BYTES,
 ) -> Iterator[Batch]:
     """This process's part of the global batches from `start_step` on, without end.
@@ -61,6 +63,8 @@ def train_batches(
       process_count: Divides `batch`.
       workers: Processes that read ahead; 0 reads in threads of this one.
       fit: How an image is brought to `side`.
+      cut: What is cut out of an image before. Objects are cut with it; one that has no pixel there
+        is dropped, with a warning that names its image.
       cache_bytes: Of prepared images kept in memory, all workers together.
 
     Raises:
@@ -84,6 +88,7 @@ def train_batches(
         max_objects=max_objects,
         objects=objects,
         fit=fit,
+        cut=cut,
         cache_bytes=cache_bytes // max(workers, 1),
     )
     # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
@@ -104,6 +109,7 @@ def eval_batches(
     process_count: int = 1,
     workers: int = 0,
     fit: geometry.Fit = "longest",
+    cut: Cut = roi.whole_window,
 ) -> Iterator[Batch]:
     """This process's part of the global batches of all records, once and in order.
 
@@ -123,6 +129,7 @@ def eval_batches(
         max_objects=max_objects,
         objects=objects,
         fit=fit,
+        cut=cut,
         cache_bytes=0,
     )
     return _iterate(
@@ -156,6 +163,34 @@ class _Prepared(NamedTuple):
     image: UInt8[np.ndarray, "h w C"]  # C is 1 where the three channels agree.
     targets: Float32[np.ndarray, "n h w"]
     boxes: Float32[np.ndarray, "n 4"]
+
+
+def _cut(sample: Sample, window: roi.Window, *, record: Record) -> Sample:
+    """What the window shows of a sample, with the objects that have a pixel there.
+
+    A box stays tight around its object; one that is an annotation is clipped.
+    """
+    size = window.size
+    if size == sample.findings.shape:
+        return sample
+    objects = sample.objects[:, *window.slices]
+    held = objects.any((1, 2))
+    if not held.all():
+        warnings.warn(
+            f"{record.id}: {len(held) - held.sum()} of {len(held)} objects lie outside of what is "
+            f"shown of the image ({window}) and are dropped",
+            stacklevel=2,
+        )
+    if record.mask is None:
+        boxes = roi.clip_boxes(roi.to_window(sample.boxes[held], window), size=size)
+    else:
+        boxes = tight_boxes(objects[held])
+    return Sample(
+        roi.crop(sample.image, window),
+        objects[held],
+        boxes.astype(np.float32),
+        roi.crop(sample.findings, window),
+    )
 
 
 def _prepare(
@@ -197,9 +232,11 @@ class _Source:
         max_objects: int,
         objects: Objects,
         fit: geometry.Fit,
+        cut: Cut,
         cache_bytes: int,
     ):
         self._fit: geometry.Fit = fit
+        self._cut = cut
         self._records, self._rows, self._side = records, rows, side
         self._slots = 1 if objects == "union" else max_objects
         self._union = objects == "union"
@@ -229,6 +266,7 @@ class _Source:
             return self._kept[row]
         record = self._records[row]
         sample = load(record)
+        sample = _cut(sample, self._cut(sample.image), record=record)
         if self._union:
             union = sample.findings[None]
             sample = sample._replace(objects=union, boxes=tight_boxes(union))

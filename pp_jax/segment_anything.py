@@ -19,7 +19,12 @@ import jax
 from pp_jax import sharding
 from pp_jax.finetune import runs
 from pp_jax.predict import automatic
-from pp_jax.predict.official import LoadedSam, ResizeLongestSide, SamPredictor
+from pp_jax.predict.official import (
+    LoadedSam,
+    ResizeLongestSide,
+    SamPredictor,
+    require_whole_images,
+)
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.sam import VARIANTS, Sam, sized
 from pp_jax.sam.model import init
@@ -43,6 +48,7 @@ class SamAutomaticMaskGenerator(automatic.SamAutomaticMaskGenerator):
                 f"weights whose images are prepared as {model.look.preprocess}: automatic masks "
                 "need SAM's own preparation; use SamPredictor"
             )
+        require_whole_images(model.look)
         stage = make_stage(model.look, side=model.model.config.image_size)
         super().__init__(
             model.model, model.variables, stage=stage, points_per_side=points_per_side, **official

@@ -24,7 +24,7 @@ from data.images import read_any
 from data.nifti import write_nifti
 from data.tables import read_rows
 from pp_jax import checkpoints, cli, sharding
-from pp_jax.config import RECIPES, TrainConfig, override
+from pp_jax.config import RECIPES, Look, TrainConfig, override
 from pp_jax.finetune import runs
 from pp_jax.predict import marks, writing
 from pp_jax.predict.answering import Segment, embedding_path, make_automatic, make_prompted
@@ -33,6 +33,7 @@ from pp_jax.predict.marks import Ask
 from pp_jax.predict.official import LoadedSam
 from pp_jax.predict.refine import parse_refinements
 from pp_jax.predict.writing import Rows
+from pp_jax.preprocess import roi
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe
 from pp_jax.sam import Sam, sized
@@ -98,8 +99,9 @@ class Predict:
     blend: float | None = None
     """Default: what the run was trained with, or 0.5."""
     roi: str = ""
-    """What is cut out of the image before it is scaled: `content`, or `box-context:SCALE` around
-    each box; default: what the run was trained with, or none."""
+    """What is cut out of the image before it is scaled: `content`, the largest region that is not
+    black, or `box-context:SCALE` around each box; default: what the run was trained with, or
+    none."""
     image_size: int | None = None
     """Side of the model's input, a multiple of 16 from 256 to 2048; default: as trained."""
     nifti: bool = False
@@ -362,6 +364,32 @@ def require_free(dataset: Path) -> None:
         )
 
 
+def check_region(settings: Predict, look: Look) -> None:
+    """Nothing, when the marks can be asked about what is cut out of an image.
+
+    Raises:
+      ValueError: They cannot; names the flag.
+    """
+    per = roi.make(look.roi).per
+    masks = {"--mask-prompt": settings.mask_prompt, "--lasso": settings.lasso}
+    if per != "nothing" and (flag := next((flag for flag, given in masks.items() if given), None)):
+        raise ValueError(
+            f"{flag} with --roi {look.roi}: its mask lies in the frame of the whole image; give "
+            "--roi none, or mark boxes or points"
+        )
+    if per != "box":
+        return
+    if not (settings.box or settings.boxes):
+        raise ValueError(
+            f"--roi {look.roi} cuts around boxes: give --box or --boxes, or --roi none or content"
+        )
+    if settings.save_embeddings:
+        raise ValueError(
+            f"--save-embeddings with --roi {look.roi}: each box has an embedding of its own; leave "
+            "the flag out, or give --roi none or content"
+        )
+
+
 def load_weights(settings: Predict) -> Weights:
     """The model; prints what is shown to it.
 
@@ -389,6 +417,7 @@ def load_weights(settings: Predict) -> Weights:
             raise ValueError(f"{flag}: not for {look.preprocess} weights; mark boxes or points")
         if settings.mask_prompt is not None and settings.mask_prompt.suffix.lower() != ".npy":
             raise ValueError(f"--mask-prompt: {look.preprocess} weights take .npy logits only")
+    check_region(settings, look)
     if settings.prompt_free and (run is None or run.prompt != "none"):
         warnings.warn(
             f"{settings.checkpoint}: not trained with --prompt none, so --prompt-free gives masks "

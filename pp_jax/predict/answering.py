@@ -16,7 +16,7 @@ from pp_jax.predict.masks import stability_score
 from pp_jax.predict.official import LoadedSam, SamPredictor
 from pp_jax.predict.refine import refine
 from pp_jax.predict.writing import Found, embedding_file, read_embedding, write_embedding
-from pp_jax.preprocess import filters, geometry
+from pp_jax.preprocess import filters, geometry, roi
 from pp_jax.preprocess.stage import make_stage
 
 _STABILITY_OFFSET = 1.0  # In logits, as in the official automatic mask generator.
@@ -36,28 +36,67 @@ def make_prompted(
 ) -> Segment:
     """The objects that were marked on an image.
 
+    The model sees what the look's region of interest cuts out: of the image once, or anew around
+    each box. Refinements see the same; then the mask is pasted back. The function raises ValueError
+    for a mark that lies outside of it, and for a mask prompt.
+
     Args:
       sam: The model.
       asks: The questions about each image, by name.
       multimask: Of the model's three masks the one it scores highest; else its single mask.
       steps: Refinements.
-      kept: The file that keeps an image's embedding; None: none is kept.
+      kept: The file that keeps an image's embedding; None: none is kept, as there is no single one
+        where each box is cut out for itself.
       counts: Counts embeddings as `reused` or `computed`.
     """
-    predictor = SamPredictor(sam)
+    region = roi.make(sam.look.roi)
+    predictor = SamPredictor(sam._replace(look=dataclasses.replace(sam.look, roi="none")))
     side = sam.model.config.image_size
 
     def segment(name: str, image: Image) -> list[Found]:
-        questions = asks[name](image.shape[:2], side)
-        if questions:
-            reused = _embed(predictor, image, file=None if kept is None else kept(image))
-            counts["reused" if reused else "computed"] += 1
-        return [
-            answer(predictor, image, question, multimask=multimask, steps=steps)
-            for question in questions
-        ]
+        size, found, shown = image.shape[:2], [], None
+        questions = asks[name](size, side)
+        windows = _windows(region, image, questions)
+        moved = [_within(q, w, size=size) for q, w in zip(questions, windows, strict=True)]
+        for question, inner, window in zip(questions, moved, windows, strict=True):
+            part = roi.crop(image, window)
+            if window != shown:
+                reused = _embed(predictor, part, file=None if kept is None else kept(image))
+                counts["reused" if reused else "computed"] += 1
+                shown = window
+            one = answer(predictor, part, inner, multimask=multimask, steps=steps)
+            mask = roi.paste(one.mask, window, size=size)
+            found.append(one._replace(question=question, mask=mask))
+        return found
 
     return segment
+
+
+def _windows(region: roi.Roi, image: Image, questions: Sequence[Question]) -> list[roi.Window]:
+    if region.per == "box":
+        return [region.window(image, question.box) for question in questions]
+    return [region.window(image, None)] * len(questions)
+
+
+def _within(question: Question, window: roi.Window, *, size: tuple[int, int]) -> Question:
+    """The question in the window's frame, of an image of `size`; a box is clipped to it."""
+    if window.size == size:
+        return question
+    shown = f"of which the model is shown {window}: give another --roi"
+    if question.mask is not None:
+        raise ValueError(f"a mask prompt lies in the frame of the whole image, {shown}")
+    if question.points is not None:
+        outside = ~roi.holds(question.points, window)
+        if outside.any():
+            x, y = question.points[outside.argmax()]
+            raise ValueError(f"point ({x:g}, {y:g}) lies in a part of the image, {shown}")
+        question = question._replace(points=roi.to_window(question.points, window))
+    if question.box is not None:
+        if not roi.meets(question.box, window):
+            raise ValueError(f"box {question.box.tolist()} lies in a part of the image, {shown}")
+        box = roi.clip_boxes(roi.to_window(question.box, window), size=window.size)
+        question = question._replace(box=box)
+    return question
 
 
 def answer(
@@ -83,24 +122,26 @@ def answer(
 
 
 def make_automatic(sam: LoadedSam, config: AutomaticConfig, *, steps: Sequence[str]) -> Segment:
-    """All objects that a grid of points finds on an image.
+    """All objects that a grid of points finds in what the look's region of interest cuts out.
 
-    A binary mask has no logits: refinements see +1 and -1.
+    A binary mask has no logits: refinements see +1 and -1. The function raises ValueError for a
+    region that needs boxes.
     """
+    region = roi.make(sam.look.roi)
     side = sam.model.config.image_size
     stage = make_stage(sam.look, side=side)
 
     def segment(name: str, image: Image) -> list[Found]:
         del name
-        return [
-            Found(
-                Question("auto"),
-                refine(steps, 2 * one["segmentation"].astype(np.float32) - 1, image),
-                one["predicted_iou"],
-                one["stability_score"],
-            )
-            for one in generate(sam.model, sam.variables, image, config, stage=stage)
-        ]
+        window = region.window(image, None)
+        part = roi.crop(image, window)
+        found = []
+        for one in generate(sam.model, sam.variables, part, config, stage=stage):
+            mask = refine(steps, 2 * one["segmentation"].astype(np.float32) - 1, part)
+            whole = roi.paste(mask, window, size=image.shape[:2])
+            scores = (one["predicted_iou"], one["stability_score"])
+            found.append(Found(Question("auto"), whole, *scores))
+        return found
 
     return segment
 
@@ -117,6 +158,7 @@ def embedding_path(folder: Path, sam: LoadedSam, *, weights: str) -> Callable[[I
         "weights": weights,
         **dataclasses.asdict(sam.look),
         "filter": filters.canonical(sam.look.filter),
+        "roi": str(roi.parse(sam.look.roi)),
         "image_size": sam.model.config.image_size,
     }
     return lambda image: embedding_file(folder, image, facts=facts)

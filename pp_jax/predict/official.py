@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pp_jax.config import Look
 from pp_jax.predict.predictor import embed, predict
-from pp_jax.preprocess import geometry
+from pp_jax.preprocess import geometry, roi
 from pp_jax.preprocess.stage import PREPARATIONS, make_stage
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import Sam, SamOutput
@@ -33,6 +33,21 @@ class LoadedSam(NamedTuple):
     model: Sam
     variables: Mapping[str, Any]
     look: Look = Look()  # What the weights were trained to see.
+
+
+def require_whole_images(look: Look) -> None:
+    """Nothing, when images are shown as a whole, as the official interface does.
+
+    Raises:
+      ValueError: They are cut first.
+    """
+    if roi.make(look.roi).per != "nothing":
+        raise ValueError(
+            f"weights whose images are cut first (roi {look.roi}): the official interface shows "
+            "whole images; cut them and paste the masks back with pp_jax.preprocess.roi, and give "
+            "the weights as sam._replace(look=dataclasses.replace(sam.look, roi='none')); or run "
+            "python -m pp_jax.predict"
+        )
 
 
 class ResizeLongestSide:
@@ -67,6 +82,7 @@ class SamPredictor:
     """Embeds one image, then answers any number of prompts on it."""
 
     def __init__(self, sam_model: LoadedSam):
+        require_whole_images(sam_model.look)
         self.sam = sam_model
         self.transform = ResizeLongestSide(
             sam_model.model.config.image_size, PREPARATIONS[sam_model.look.preprocess].fit

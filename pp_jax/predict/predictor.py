@@ -1,5 +1,6 @@
 """Encode once, decode many: masks of any prompts on one image, in its original frame."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from pp_jax.preprocess import geometry
+from pp_jax.preprocess import roi as regions
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import Sam, SamOutput
 from pp_jax.types import FOREGROUND, Prompts
@@ -33,6 +35,9 @@ class Masks(NamedTuple):
 
     masks: Bool[np.ndarray, "N H W"]
     iou: Float[np.ndarray, " N"]  # Predicted, not clipped.
+
+
+Segment = Callable[[UInt8[np.ndarray, "H W 3"], Marked], Masks]
 
 
 def embed(
@@ -59,13 +64,28 @@ def predict(
 
 
 def make_segment(
-    model: Sam, variables: Mapping[str, Any], *, stage: Callable, fit: geometry.Fit = "longest"
-) -> Callable[[UInt8[np.ndarray, "H W 3"], Marked], Masks]:
+    model: Sam,
+    variables: Mapping[str, Any],
+    *,
+    stage: Callable,
+    fit: geometry.Fit = "longest",
+    roi: str = "none",
+) -> Segment:
     """A function from an image of any size and its marks to one mask per mark.
 
     Of the three masks of a prompt it takes the one with the highest predicted IoU. The model is
     compiled for each multiple of 4 of the number of marks, whatever the image's size; the upscaling
     alone, within a second, for each multiple of 256 of the image's sides.
+
+    Args:
+      model: SAM.
+      variables: Its weights.
+      stage: From images to the model's input.
+      fit: How an image is brought to the model's side.
+      roi: A spec of `pp_jax.preprocess.roi.ROIS`: what is cut out before, see `zoomed`.
+
+    Raises:
+      ValueError: A wrong spec.
     """
     side = model.config.image_size
 
@@ -107,7 +127,58 @@ def make_segment(
         masks = [np.asarray(to_original(logits[i], size, original, canvas)) for i in range(count)]
         return Masks(np.stack(masks)[:, :height, :width], np.asarray(iou[:count]))
 
-    return segment
+    return zoomed(segment, roi=regions.make(roi))
+
+
+def zoomed(segment: Segment, *, roi: regions.Roi) -> Segment:
+    """`segment` on what is cut out of an image, its masks pasted back into the original frame.
+
+    A box that leaves the window is clipped to it. A mark wholly outside has an empty mask and a
+    predicted IoU of 0, with a warning. The function raises ValueError for a region that needs boxes
+    where none is marked.
+    """
+
+    def segment_image(image: UInt8[np.ndarray, "H W 3"], marked: Marked) -> Masks:
+        parts = [(marked, None)]
+        if roi.per == "box" and len(marked.boxes):
+            parts = [(marked._replace(boxes=box[None]), box) for box in marked.boxes]
+        answers = [
+            _segment_window(segment, image, part, window=roi.window(image, box))
+            for part, box in parts
+        ]
+        return Masks(*(np.concatenate(each) for each in zip(*answers, strict=True)))
+
+    return segment_image
+
+
+def _segment_window(
+    segment: Segment,
+    image: UInt8[np.ndarray, "H W 3"],
+    marked: Marked,
+    *,
+    window: regions.Window,
+) -> Masks:
+    size = image.shape[:2]
+    if window.size == size:
+        return segment(image, marked)
+    boxes, points = regions.meets(marked.boxes, window), regions.holds(marked.points, window)
+    seen = np.concatenate([boxes, points]) if len(boxes) + len(points) else np.ones(1, bool)
+    answer = Masks(np.zeros((len(seen), *size), bool), np.zeros(len(seen), np.float32))
+    if not seen.all():
+        warnings.warn(
+            f"{len(seen) - seen.sum()} of {len(seen)} marks lie outside of what the model is "
+            f"shown of the image ({window}): their masks are empty",
+            stacklevel=3,
+        )
+    if seen.any():
+        inner = Marked(
+            regions.clip_boxes(regions.to_window(marked.boxes[boxes], window), size=window.size),
+            regions.to_window(marked.points[points], window),
+        )
+        masks, iou = segment(regions.crop(image, window), inner)
+        answer.masks[seen] = regions.paste(masks, window, size=size)
+        answer.iou[seen] = iou
+    return answer
 
 
 def _to_prompts(
