@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, UInt32
 
+from pp_jax.preprocess.arithmetic import multiply, rounded
+
 _LARGEST = np.uint32(0xFFFFFFFF)
 
 
@@ -26,26 +28,16 @@ def masked_quantile(
         raise ValueError(f"{x.size} pixels: a quantile takes at most {2**24}")
     keys = jnp.where(valid, _ordered_bits(jax.lax.stop_gradient(x)), _LARGEST)
     last = valid.sum(dtype=jnp.int32) - 1
-    rank, fraction = _position(last, q)
+    whole, (high, _) = multiply(last, q)
+    rank, fraction = whole.astype(jnp.int32), high.astype(jnp.float32) * 2.0**-32
     lower = _smallest(keys, rank)
     is_twice = _count(keys <= lower) > jnp.minimum(rank + 1, last)
     upper = jnp.where(is_twice, lower, jnp.min(jnp.where(keys > lower, keys, _LARGEST)))
     a, b = _from_ordered_bits(lower), _from_ordered_bits(upper)
     # From the nearer end, as NumPy does.
-    return jnp.where(fraction < 0.5, a + (b - a) * fraction, b - (b - a) * (1 - fraction))
-
-
-def _position(last: Int32[Array, ""], q: float) -> tuple[Int32[Array, ""], Float32[Array, ""]]:
-    """`last * q` as a whole number and a fraction; one float32 has not enough digits for both."""
-    share = round(q * 2**48)
-    factor = last.astype(jnp.uint32)
-    carry = fraction = jnp.uint32(0)
-    for byte in range(6):  # A long multiplication: 24 bits times 8 bits fit into 32.
-        product = factor * jnp.uint32(share >> 8 * byte & 255) + carry
-        fraction = (product & 255) << 24 | fraction >> 8
-        carry = product >> 8
-    whole = carry + factor * jnp.uint32(share >> 48)
-    return whole.astype(jnp.int32), fraction.astype(jnp.float32) * 2.0**-32
+    return jnp.where(
+        fraction < 0.5, a + rounded((b - a) * fraction), b - rounded((b - a) * (1 - fraction))
+    )
 
 
 def _smallest(keys: UInt32[Array, "H W"], rank: Int32[Array, ""]) -> UInt32[Array, ""]:
