@@ -57,6 +57,8 @@ class TrainConfig:
     roi: str = "none"
     """What is cut out of the image before it is scaled: `content` is the largest region that is not
     black."""
+    augment: str = "none"
+    """How training images, with their findings, are changed at random in every step."""
     epochs: int | None = None
     """Length of the training in epochs; default: that of the variant."""
     steps: int | None = None

@@ -36,6 +36,7 @@ class Purpose(enum.IntEnum):
     INIT = 0
     TRAIN_PROMPT = 1
     EVAL_PROMPT = 2
+    AUGMENT = 3
 
 
 class Marks(NamedTuple):

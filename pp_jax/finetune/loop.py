@@ -23,6 +23,7 @@ from pp_jax.finetune import runs
 from pp_jax.finetune.losses import Terms
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, averages, make_step, make_terms
+from pp_jax.preprocess import augment
 from pp_jax.preprocess.stage import describe, make_stage
 from pp_jax.prompts import Purpose
 from pp_jax.sam import Sam, sized
@@ -97,7 +98,7 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     _describe(state, frozen, settings, total=total, start=start)
     everywhere = sharding.replicated(mesh)
     step = jax.jit(
-        make_step(_terms(settings, Purpose.TRAIN_PROMPT), optimizer),
+        make_step(_terms(settings, Purpose.TRAIN_PROMPT, augmented=settings.augment), optimizer),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), everywhere),
     )
@@ -152,12 +153,21 @@ def _optimizer(settings: TrainConfig, *, steps: int) -> optax.GradientTransforma
     )
 
 
-def _terms(settings: TrainConfig, purpose: Purpose) -> Callable[..., Terms]:
+def _terms(
+    settings: TrainConfig, purpose: Purpose, *, augmented: str = "none"
+) -> Callable[..., Terms]:
     config = sized(settings.variant, settings.image_size)
     stage = make_stage(look_of(settings), side=config.image_size)
     model = Sam(config, dtype=jnp.dtype(settings.dtype), remat=settings.remat)
     weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
-    return make_terms(model, stage, prompt=settings.prompt, purpose=purpose, weights=weights)
+    return make_terms(
+        model,
+        stage,
+        prompt=settings.prompt,
+        purpose=purpose,
+        weights=weights,
+        chain=augment.make_chain(augmented),
+    )
 
 
 def _positions(batch: int) -> Int[np.ndarray, " B"]:
@@ -206,3 +216,5 @@ def _describe(state: State, frozen: Any, settings: TrainConfig, *, total: int, s
     )
     side = sized(settings.variant, settings.image_size).image_size
     print(describe(look_of(settings), side=side))
+    if augment.parse(settings.augment):
+        print(f"augmented, in training alone: {augment.canonical(settings.augment)}")

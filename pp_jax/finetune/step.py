@@ -1,6 +1,6 @@
 """One optimizer step, and one validation batch, as pure functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Int, Key
 
 from pp_jax import tree
 from pp_jax.finetune.losses import Terms, sam_terms
+from pp_jax.preprocess.augment import Row, augment
 from pp_jax.preprocess.geometry import coverage
 from pp_jax.prompts import Purpose, example_keys, sample_prompts
 from pp_jax.sam import Sam
@@ -27,12 +28,19 @@ class State(NamedTuple):
 
 
 def make_terms(
-    model: Sam, stage: Callable, *, prompt: str, purpose: Purpose, weights: Mapping[str, float]
+    model: Sam,
+    stage: Callable,
+    *,
+    prompt: str,
+    purpose: Purpose,
+    weights: Mapping[str, float],
+    chain: Sequence[Row] = (),
 ) -> Callable[..., Terms]:
     """The function from variables and a batch to the loss's sums; see `sam_terms`.
 
     It takes the trainable and the frozen tree, the batch, each row's position in the global batch,
-    the run's key and the step. Prompts are drawn from these alone.
+    the run's key and the step. Examples are augmented by the `chain`, and prompts are drawn from
+    what comes of it; both depend on these alone.
     """
     side = model.config.image_size
 
@@ -44,6 +52,9 @@ def make_terms(
         key: Key[Array, ""],
         step: Int[Array, ""],
     ) -> Terms:
+        if chain:
+            keys = example_keys(key, purpose=Purpose.AUGMENT, step=step, positions=positions)
+            batch = augment(keys, batch, chain=chain)
         keys = example_keys(key, purpose=purpose, step=step, positions=positions)
         prompts = sample_prompts(
             prompt,
