@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int16, Int64
 
-from pp_jax.preprocess.responses import Filter, correlate
+from pp_jax.preprocess.responses import Filter, correlate, opaque_zero
 
 
 class Operator(NamedTuple):
@@ -107,14 +107,15 @@ def to_int16(response: Float[Array, "H W"]) -> Int16[Array, "H W"]:
 
 def length_l2(dx: Float32[Array, "H W"], dy: Float32[Array, "H W"]) -> Float32[Array, "H W"]:
     """Euclidean length of `(dx, dy)` within 1 ulp for integers; its gradient is zero at zero."""
-    square = dx * dx + dy * dy
+    zero = opaque_zero(dx)
+    square = (dx * dx + zero) + (dy * dy + zero)
     safe = jnp.where(square > 0, square, 1)
     return jnp.where(square > 0, jnp.sqrt(safe), 0)
 
 
 def length_l1(dx: Float32[Array, "H W"], dy: Float32[Array, "H W"]) -> Float32[Array, "H W"]:
     """|dx| + |dy|; its gradient is zero at zero."""
-    return jnp.abs(dx) + jnp.abs(dy)
+    return jnp.maximum(dx, -dx) + jnp.maximum(dy, -dy)
 
 
 def _first_derivative(operator: Operator, *, part: str, norm: str) -> Filter:

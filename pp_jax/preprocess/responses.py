@@ -105,11 +105,22 @@ def correlate(
     slower on a CPU.
     """
     length = padded.shape[axis] - len(kernel) + 1
+    zero = opaque_zero(padded)
     return sum(
-        weight * lax.slice_in_dim(padded, start, start + length, axis=axis)
+        weight * lax.slice_in_dim(padded, start, start + length, axis=axis) + zero
         for start, weight in enumerate(kernel)
         if weight
     )
+
+
+def opaque_zero(values: Num[Array, "H W"]) -> Num[Array, ""]:
+    """A zero that no compiler foresees: `product + zero` is rounded before it is added to a sum.
+
+    XLA's CPU compiler fuses products and sums into operations with a single rounding, but in some
+    columns only, which depends on the width of the canvas. The fusion of a product with this zero
+    changes nothing. `values` are finite.
+    """
+    return lax.stop_gradient(values[0, 0]) * 0
 
 
 def inside(size: Int[Array, "2"], *, shape: tuple[int, int]) -> Bool[Array, "H W"]:
