@@ -123,6 +123,16 @@ def test_a_box_prompt_on_box_targets_is_refused_in_evaluation(converted, tmp_pat
     assert_refused(ended, str(folder), "6 images", "--prompt point or none")
 
 
+def test_a_region_around_each_box_is_refused_before_data_are_read(converted, tmp_path):
+    roi, nowhere = ("--roi", "box-context:2"), ("--data-dir", tmp_path / "nowhere")
+    ended = front("train.py", *nowhere, *roi)
+    assert_refused(ended, "roi 'box-context:2'", "prediction and evaluation only", "or content")
+    for prompt in ("point", "none"):
+        asked = ("--checkpoint", converted, *nowhere, "--prompt", prompt)
+        ended = front("eval.py", *asked, *roi)
+        assert_refused(ended, "--roi box-context:2", f"--prompt {prompt} marks none")
+
+
 def test_a_box_prompt_on_box_targets_is_marked_in_training(tmp_path, monkeypatch):
     feeds = []
     monkeypatch.setattr(

@@ -6,9 +6,10 @@ from PIL import Image
 
 from data import pipeline
 from data.pipeline import eval_batches, train_batches
-from data.records import load
+from data.records import Record, load
 from data.rsna import read_rsna
 from data.synthetic import generate
+from pp_jax.preprocess import roi
 from tests.dicom_files import write_set
 
 EACH = {"side": 64, "batch": 4, "max_objects": 3, "objects": "each"}
@@ -189,3 +190,49 @@ def test_a_batch_that_processes_cannot_share_is_an_error(records):
 def test_nothing_to_evaluate_is_an_error():
     with pytest.raises(ValueError, match="0 images in batches of 4"):
         eval_batches([], **EACH)
+
+
+def write_film(folder, *, masked: bool, framed: bool) -> Record:
+    """A film with two findings, or the same on a black frame that holds the rest of the first one
+    and all of a third.
+    """
+    film = np.random.default_rng(0).integers(10, 256, (40, 50, 3), np.uint8)
+    mask = np.zeros((40, 50), np.uint8)
+    mask[3:20, 0:12] = 255
+    mask[10:12, 0:17] = 255
+    mask[25:39, 30:41] = 255
+    boxes = [(0, 3, 17, 20), (30, 25, 41.5, 39)]
+    if framed:
+        film, mask = (
+            np.pad(x, ((8, 2), (5, 9), (0, 0))[: x.ndim], mode="constant") for x in (film, mask)
+        )
+        mask[12:16, 1:5] = mask[1:6, 58:63] = 255
+        boxes = [(1, 11, 22, 28), (58, 1, 63, 6), (35, 33, 46.5, 47)]
+    name = f"{masked}{framed}"
+    Image.fromarray(film).save(folder / f"{name}.png")
+    Image.fromarray(mask).save(folder / f"{name}-mask.png")
+    target = folder / f"{name}-mask.png" if masked else None
+    kind = "mask" if masked else "box"
+    return Record(name, "p", folder / f"{name}.png", tuple(boxes), target, kind, "")
+
+
+@pytest.mark.parametrize("options", [EACH, UNION], ids=["each", "union"])
+@pytest.mark.parametrize("masked", [True, False], ids=["masks", "boxes"])
+def test_a_sample_cut_by_the_pipeline_is_that_of_a_record_cut_by_hand(tmp_path, masked, options):
+    framed, film = (write_film(tmp_path, masked=masked, framed=framed) for framed in (True, False))
+    for stream, more in ((eval_batches, {}), (train_batches, {"seed": 0})):
+        asked = options | {"batch": 1} | more
+        want = next(stream([film], **asked))
+        assert want.size.tolist() == [[51, 64]]
+        assert want.valid.sum() == (2 if options is EACH else 1)
+        with pytest.warns(UserWarning, match=f"{masked}True: 1 of 3 objects lie outside.* dropped"):
+            got = next(stream([framed], **asked, cut=roi.make_for_images("content")))
+        assert_same([got], [want])
+        (plain,) = eval_batches([framed], **options | {"batch": 1})
+        assert plain.size.tolist() != want.size.tolist()
+
+
+def test_cutting_changes_nothing_where_there_is_no_black(records):
+    cut = roi.make_for_images("content:0")
+    records = [r for r in records if load(r).image.min() > 0] or pytest.fail("all have black")
+    assert_same(list(eval_batches(records, **EACH, cut=cut)), list(eval_batches(records, **EACH)))

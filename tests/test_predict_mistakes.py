@@ -36,7 +36,16 @@ MISTAKES = {
     "2 boxes with points": (*BOX, *BOX, "--point", 1, 2),
     "unknown refinement 'sharpen': choose from": (*BOX, "--refine", "sharpen"),
     "image size 250: needs a multiple of 16 from 256 to 2048": (*BOX, "--image-size", 250),
-    "blend=2.0 is no weight": (*BOX, "--blend", 2),
+    "--blend 2.0: must lie in [0, 1]": (*BOX, "--blend", 2),
+    "roi 'content:256': threshold=256: choose a grey level": (*BOX, "--roi", "content:256"),
+    "--roi box-context cuts around boxes: give --box": ("--auto", "--roi", "box-context"),
+    "--roi box-context:2 cuts around boxes": ("--point", 40, 60, "--roi", "box-context:2"),
+    "--save-embeddings with --roi box-context: each box": (
+        *(*BOX, "--save-embeddings", "kept", "--roi", "box-context"),
+    ),
+    "a.png: point (140, 5) lies in a part of the image, of which the model is shown columns": (
+        *(*BOX, "--point", 140, 5, "--roi", "box-context:1"),
+    ),
     "--pred-iou-thresh 0.5: only --auto looks at it": (*BOX, "--pred-iou-thresh", 0.5),
     "--stability-score-thresh nan: must lie in [0, 1]": (
         *("--auto", "--stability-score-thresh", "nan"),
@@ -102,7 +111,18 @@ def small_mask(world: Path) -> tuple:
     return ("--mask-prompt", world / "small.png")
 
 
+def lasso_of_the_content(world: Path) -> tuple:
+    (world / "lasso.csv").write_text("image,x,y\na.png,9,9\na.png,40,9\na.png,40,60\n")
+    return ("--lasso", world / "lasso.csv", "--roi", "content")
+
+
+def mask_around_a_box(world: Path) -> tuple:
+    return (*BOX, "--mask-prompt", world / "images" / "a.png", "--roi", "box-context")
+
+
 FILES = {
+    "--lasso with --roi content: its mask lies in the frame of the": lasso_of_the_content,
+    "--mask-prompt with --roi box-context: its mask lies in the frame of": mask_around_a_box,
     "other.csv: names none of the 2 images": csv_of_others,
     "swapped.csv, line 5: box [9.0, 9.0, 3.0, 10.0]: corners swapped": csv_with_a_swapped_row,
     "columns.csv: needs the columns image,x0,y0,x1,y1 or patientId,x,y": csv_without_columns,
