@@ -18,8 +18,9 @@ from pp_jax.config import Look
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, make_step, make_terms
 from pp_jax.finetune.trainable import POLICIES
+from pp_jax.preprocess.augment import augment, make_chain
 from pp_jax.preprocess.stage import initial_fusion, make_stage
-from pp_jax.prompts import SAMPLERS, Purpose
+from pp_jax.prompts import SAMPLERS, Purpose, example_keys
 from pp_jax.sam import Sam, SamConfig
 from pp_jax.sam.model import init
 from pp_jax.types import Batch
@@ -69,10 +70,14 @@ def disks(count: int = 4) -> Batch:
     )
 
 
-def terms_of(prompt: str):
-    stage = make_stage(Look(), side=SIDE)
+def terms_of(prompt: str, spec: str = "none"):
     return make_terms(
-        Sam(SMALL), stage, prompt=prompt, purpose=Purpose.TRAIN_PROMPT, weights=WEIGHTS
+        Sam(SMALL),
+        make_stage(Look(), side=SIDE),
+        prompt=prompt,
+        purpose=Purpose.TRAIN_PROMPT,
+        weights=WEIGHTS,
+        chain=make_chain(spec),
     )
 
 
@@ -229,6 +234,22 @@ def test_rows_of_two_processes_draw_what_one_process_draws():
         np.testing.assert_allclose(one[name] + two[name], value, rtol=1e-5, err_msg=name)
     elsewhere = terms(trainable, frozen, disks(), np.arange(4) + 1, KEY, 5)
     assert float(elsewhere.loss) != float(whole["loss"])
+
+
+def test_the_loss_of_augmented_examples_is_that_of_the_same_examples_given():
+    """With prompts drawn from what the augmentation made of the targets."""
+    trainable, frozen = tree.partition(variables(), POLICIES["decoder"])
+    spec, rows = "rotate:30>translate:0.2>contrast", np.arange(4)
+    keys = example_keys(KEY, purpose=Purpose.AUGMENT, step=5, positions=rows)
+    change = functools.partial(augment, chain=make_chain(spec))
+    changed = jax.jit(change, compiler_options=COMPILER)(keys, disks())
+    asked = jax.jit(terms_of("point", spec), compiler_options=COMPILER)
+    want = sums_of("point")(trainable, frozen, changed, rows, KEY, 5)._asdict()
+    got = asked(trainable, frozen, disks(), rows, KEY, 5)._asdict()
+    for name, value in want.items():  # A grey level between two may round to either.
+        np.testing.assert_allclose(got[name], value, rtol=1e-4, err_msg=name)
+    plain = sums_of("point")(trainable, frozen, disks(), rows, KEY, 5)
+    assert float(plain.loss) != pytest.approx(float(want["loss"]), rel=1e-2)
 
 
 def test_the_mask_for_several_prompts_has_no_part_in_the_loss():

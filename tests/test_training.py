@@ -22,6 +22,7 @@ from pp_jax.config import TrainConfig, resolve
 from pp_jax.evaluate.controls import CONTROLS, fit_mean_shape, mean_shape
 from pp_jax.evaluate.methods import METHODS
 from pp_jax.evaluate.metrics import dice
+from pp_jax.prompts import Purpose
 from tests.fronts import (
     STEPS,
     assert_refused,
@@ -238,6 +239,27 @@ def test_data_that_changed_since_a_run_began_are_refused(copied, data, tmp_path)
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"data_dir": str(less)}))
     assert_refused(front("train.py", *flags(less, copied)), str(copied), "changed since")
+
+
+def test_training_is_augmented_and_validation_is_not(compiled, data, tmp_path, monkeypatch):
+    chains = {}
+
+    def noting(*args, purpose, chain, **options):
+        chains[purpose] = chain
+        if len(chains) == 2:
+            raise ValueError("both functions are asked for")
+
+    monkeypatch.setattr(train_front.loop, "make_terms", noting)
+    ended = front("train.py", *flags(data, tmp_path / "run", augment="flip:1>noise:3"))
+    assert_refused(ended, "both functions are asked for")
+    assert "augmented, in training alone: flip:p=1.0>noise:sigma=3.0" in ended.out
+    assert len(chains[Purpose.TRAIN_PROMPT]) == 2
+    assert chains[Purpose.EVAL_PROMPT] == ()
+
+
+def test_a_wrong_augmentation_is_refused_before_anything_is_read(tmp_path):
+    ended = front("train.py", "--augment", "flip>roll", "--data-dir", tmp_path)
+    assert_refused(ended, "augmentation 'roll' is unknown", "flip")
 
 
 # Evaluation.
