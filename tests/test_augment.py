@@ -278,6 +278,8 @@ def test_an_object_that_leaves_the_image_is_invalid():
     given = example(masks)
     got = moved(given, by(motion.translation(jnp.array([34.5, 0.0]))))
     np.testing.assert_array_equal(got.valid, [False, True, False, True])
+    generous = given._replace(boxes=given.boxes.at[0, 0].set(5))  # Of the box, a part stays.
+    assert not moved(generous, by(motion.translation(jnp.array([34.5, 0.0])))).valid[0]
     np.testing.assert_array_equal(got.boxes[3], 0)
     assert not got.targets[0].any()
     np.testing.assert_array_equal(got.boxes[1], [38.5, 10, 48.5, 20])
