@@ -53,6 +53,7 @@ def test_a_black_image_is_kept_whole_and_so_is_one_without_black():
         ((3, 4, 7.3, 9), 1.0, Window(4, 3, 9, 8)),
         ((10.25, 20.5, 10.5, 20.75), 1.0, Window(20, 10, 21, 11)),
         ((80, 100, 80, 100), 3.0, Window(99, 79, 100, 80)),
+        ((-20, -20, -10, -10), 1.0, Window(0, 0, 1, 1)),
         ((10, 20, 30, 40), 1e9, Window(0, 0, 100, 80)),
     ],
 )
@@ -115,6 +116,10 @@ def fake(image: np.ndarray, marked: Marked) -> Masks:
     return Masks(masks, masks.mean((1, 2)).astype(np.float32))
 
 
+def never_asked(image: np.ndarray, marked: Marked) -> Masks:
+    raise AssertionError("the model was asked for nothing")
+
+
 def assert_same(got: Masks, want: Masks) -> None:
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
@@ -157,7 +162,7 @@ def test_with_box_context_each_box_is_answered_on_a_slice_of_its_own():
 
 def test_without_a_region_or_without_black_the_answer_is_the_plain_one():
     image = np.maximum(framed(), 6)
-    marked = Marked(NO_BOXES, np.float32([[59, 39], [0, 0]]))
+    marked = Marked(NO_BOXES, np.float32([[59, 39], [0, 0], [70, 9]]))  # The last beyond it.
     for spec in ("none", "content"):
         assert_same(zoomed(fake, roi=roi.make(spec))(image, marked), fake(image, marked))
 
@@ -171,8 +176,8 @@ def test_a_mark_beyond_the_content_has_an_empty_mask_and_a_box_that_leaves_it_is
     empty = Masks(np.zeros((1, 23, 39), bool), np.zeros(1, np.float32))
     assert_same(got, expected(image, [(FILM, empty), (FILM, clipped)]))
     with pytest.warns(UserWarning, match="1 of 1 marks"):
-        got = zoomed(fake, roi=roi.make("content"))(image, Marked(boxes[:1], NO_POINTS))
-    assert not got.masks.any()
+        got = zoomed(never_asked, roi=roi.make("content"))(image, Marked(boxes[:1], NO_POINTS))
+    assert_same(got, Masks(np.zeros((1, 40, 60), bool), np.zeros(1, np.float32)))
 
 
 def test_box_context_without_a_box_is_refused():
