@@ -198,7 +198,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if not config.data_dir:
         fills["data_dir"] = f"datasets/{config.data}"
     if not config.out:
-        parts = (config.variant, config.data, config.prompt, *_look_name(look_of(config)))
+        parts = [config.variant, config.data, config.prompt, *_look_name(look_of(config))]
+        if config.augment != "none":
+            parts.append(config.augment.translate(_SAFE))
         fills["out"] = "runs/" + "-".join(parts)
     config = dataclasses.replace(config, **fills)
     if config.trainable.endswith("+fusion") != (config.fusion == "learned"):
@@ -350,6 +352,7 @@ def resolve_eval(
 def differences(old: Mapping[str, Any], new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     """`{key: (old, new)}` of what makes two configs different runs."""
     fresh = dataclasses.asdict(new)
+    old = dataclasses.asdict(TrainConfig()) | dict(old)  # A run from before a choice had none.
     keys = (old.keys() | fresh.keys()) - _NOT_THE_RUN
     return {
         key: (old.get(key), fresh.get(key))

@@ -4,6 +4,7 @@ A new row in `FILTERS`, `BORDERS` or `FUSIONS` needs its row here: the tests run
 and fail otherwise.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -12,20 +13,29 @@ import cv2
 import numpy as np
 import torch
 
+from tests import (
+    references_asymmetry,
+    references_canny,
+    references_contrast,
+    references_denoise,
+    references_gradients,
+    references_pyramids,
+    references_smoothing,
+    references_texture,
+)
+
 
 class FilterReference(NamedTuple):
-    """What a filter should answer to grey levels, and how many float32 ulps it may be off."""
+    """What a filter should answer to grey levels, and how far float32 may be off.
+
+    `ulp` are units in the last place, `atol` units of the response; at each pixel the larger of the
+    two counts. Of `share` of the pixels nothing is asked.
+    """
 
     function: Callable[[np.ndarray], np.ndarray]
-    ulp: int
-
-
-def sobel(grey: np.ndarray) -> np.ndarray:
-    """Gradient magnitude; not `cv2.magnitude`, which is not correctly rounded."""
-    return np.sqrt(
-        cv2.Sobel(grey, cv2.CV_64F, 1, 0, borderType=cv2.BORDER_REFLECT_101) ** 2
-        + cv2.Sobel(grey, cv2.CV_64F, 0, 1, borderType=cv2.BORDER_REFLECT_101) ** 2
-    )
+    ulp: int = 0
+    atol: float = 0.0
+    share: float = 0.0
 
 
 def same_thrice(image: np.ndarray, responses: Sequence[np.ndarray], weight: float) -> np.ndarray:
@@ -46,6 +56,23 @@ def channels(image: np.ndarray, responses: Sequence[np.ndarray], weight: float) 
 def add_edges(image: np.ndarray, responses: Sequence[np.ndarray], weight: float) -> np.ndarray:
     thrice = cv2.merge([responses[0].astype(np.float64)] * 3)
     return np.minimum(cv2.addWeighted(image.astype(np.float64), 1, thrice, weight, 0), 255)
+
+
+def regions(image: np.ndarray, responses: Sequence[np.ndarray], weight: float) -> np.ndarray:
+    """The best of all cuts of the levels into six runs, in six of the ten colours."""
+    levels = np.rint(responses[0])
+    values, counts = np.unique(levels, return_counts=True)
+
+    def spread(cut: tuple[int, ...]) -> float:
+        edges = (0, *cut, len(values))
+        runs = (slice(a, b) for a, b in itertools.pairwise(edges))
+        means = ((values[r], counts[r], np.average(values[r], weights=counts[r])) for r in runs)
+        return sum((count * (value - mean) ** 2).sum() for value, count, mean in means)
+
+    cuts = itertools.combinations(range(1, len(values)), 5)
+    labels = np.digitize(levels, values[list(min(cuts, key=spread))])
+    colours = [(0, 0, 0), (0, 0, 255), (173, 216, 230), (0, 128, 0), (255, 192, 203), (255, 0, 0)]
+    return np.array(colours, np.float64)[labels]
 
 
 def learned(image: np.ndarray, responses: Sequence[np.ndarray], weight: float) -> np.ndarray:
@@ -70,10 +97,32 @@ def learned_parameters() -> Mapping[str, np.ndarray]:
 
 LEARNED = learned_parameters()
 
+# A part in 100,000 of 255 grey levels.
+_FINE = 255e-5
+
 FILTERS: Mapping[str, FilterReference] = MappingProxyType(
     {
-        "none": FilterReference(lambda grey: grey.astype(np.float64), ulp=0),
-        "sobel": FilterReference(sobel, ulp=1),
+        "none": FilterReference(lambda grey: grey.astype(np.float64)),
+        "sobel": FilterReference(references_gradients.sobel, ulp=1),
+        "scharr": FilterReference(references_gradients.scharr, ulp=1),
+        "prewitt": FilterReference(references_gradients.prewitt, ulp=1),
+        "laplacian": FilterReference(references_gradients.laplacian),
+        "log": FilterReference(references_smoothing.log, atol=_FINE / 5),
+        "dog": FilterReference(references_smoothing.dog, atol=_FINE / 5),
+        "canny": FilterReference(references_canny.canny),
+        "canny_quantile": FilterReference(references_canny.canny_quantile, share=1e-4),
+        "gaussian": FilterReference(references_smoothing.gaussian),
+        "unsharp": FilterReference(references_smoothing.unsharp, atol=_FINE),
+        "median": FilterReference(references_denoise.median),
+        "bilateral": FilterReference(references_denoise.bilateral, atol=_FINE),
+        "equalize": FilterReference(references_contrast.equalize),
+        "clahe": FilterReference(references_contrast.clahe),
+        "window": FilterReference(references_contrast.window, atol=_FINE),
+        "gamma": FilterReference(references_contrast.gamma, atol=_FINE),
+        "musica": FilterReference(references_pyramids.musica, atol=_FINE),
+        "entropy": FilterReference(references_texture.entropy, atol=1e-4),
+        "otsu": FilterReference(references_texture.otsu),
+        "asymmetry": FilterReference(references_asymmetry.asymmetry),
     }
 )
 
@@ -92,6 +141,7 @@ FUSIONS: Mapping[str, Callable[[np.ndarray, Sequence[np.ndarray], float], np.nda
             "blend": blend,
             "channels": channels,
             "add-edges": add_edges,
+            "regions": regions,
             "learned": learned,
         }
     )

@@ -15,8 +15,17 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Num
 
 from pp_jax.preprocess import specs
-from pp_jax.preprocess.gradients import sobel
+from pp_jax.preprocess.asymmetry import asymmetry
+from pp_jax.preprocess.canny import canny, canny_quantile
+from pp_jax.preprocess.clahe import clahe
+from pp_jax.preprocess.contrast import equalize, gamma, window
+from pp_jax.preprocess.denoise import bilateral, median
+from pp_jax.preprocess.gradients import laplacian, prewitt, scharr, sobel
+from pp_jax.preprocess.pyramids import musica
 from pp_jax.preprocess.responses import Filter, respond, to_grey_levels
+from pp_jax.preprocess.smoothing import dog, gaussian, log, unsharp
+from pp_jax.preprocess.texture import entropy
+from pp_jax.preprocess.thresholds import otsu
 
 Chain = tuple[specs.Named, ...]
 
@@ -75,7 +84,31 @@ def none() -> Filter:
     return Filter(lambda image, size: image, border="reflect101", margin=0, low=0, high=255)
 
 
-FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType({"none": none, "sobel": sobel})
+FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType(
+    {
+        "none": none,
+        "sobel": sobel,
+        "scharr": scharr,
+        "prewitt": prewitt,
+        "laplacian": laplacian,
+        "log": log,
+        "dog": dog,
+        "canny": canny,
+        "canny_quantile": canny_quantile,
+        "gaussian": gaussian,
+        "unsharp": unsharp,
+        "median": median,
+        "bilateral": bilateral,
+        "equalize": equalize,
+        "clahe": clahe,
+        "window": window,
+        "gamma": gamma,
+        "musica": musica,
+        "entropy": entropy,
+        "otsu": otsu,
+        "asymmetry": asymmetry,
+    }
+)
 
 HELP = (
     "NAME[:VALUE...], chained by '>' (quote it), several chains separated by ','. Names with their "

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from pp_jax.preprocess.kmeans import PALETTE, colour_labels, kmeans_labels
+
 Parameters = Mapping[str, Float32[Array, "..."]]
 
 
@@ -72,6 +74,18 @@ def add_edges() -> Fusion:
     )
 
 
+def regions(*, clusters: int = 6) -> Fusion:
+    """The response's k-means clusters on intensity, in colours from dark to light."""
+    if not 2 <= clusters <= len(PALETTE):
+        raise ValueError(f"clusters={clusters}: choose 2 to {len(PALETTE)}")
+
+    def function(given: Given) -> Float32[Array, "H W 3"]:
+        labels = kmeans_labels(given.responses[0], given.size, clusters=clusters)
+        return colour_labels(labels, clusters=clusters)
+
+    return Fusion(function, acts_alone=True)
+
+
 def learned() -> Fusion:
     """A 1x1 convolution of image and responses, not clipped; see `pass_through`."""
 
@@ -114,6 +128,7 @@ FUSIONS: Mapping[str, Callable[..., Fusion]] = MappingProxyType(
         "blend": blend,
         "channels": channels,
         "add-edges": add_edges,
+        "regions": regions,
         "learned": learned,
     }
 )

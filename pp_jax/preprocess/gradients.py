@@ -1,6 +1,7 @@
 """Derivatives of the image: how steep it is, in which direction, and how it is curved."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -68,9 +69,9 @@ def laplacian(*, aperture: int = 1) -> Filter:
         padded: Float32[Array, "rows columns"], size: Int[Array, "2"]
     ) -> Float32[Array, "H W"]:
         del size
+        apply = partial(correlate, zero=opaque_zero(padded))
         return sum(
-            correlate(correlate(padded, along_y, axis=0), along_x, axis=1)
-            for along_y, along_x in terms
+            apply(apply(padded, along_y, axis=0), along_x, axis=1) for along_y, along_x in terms
         )
 
     return Filter(function, "reflect101", margin=len(kernel) // 2, low=-high, high=high)
@@ -92,8 +93,9 @@ def gradients(
 ) -> tuple[Float32[Array, "H W"], Float32[Array, "H W"]]:
     """`(dx, dy)` on a canvas padded by half a kernel."""
     smoothing, difference = operator
-    dx = correlate(correlate(padded, smoothing, axis=0), difference, axis=1)
-    dy = correlate(correlate(padded, difference, axis=0), smoothing, axis=1)
+    apply = partial(correlate, zero=opaque_zero(padded))
+    dx = apply(apply(padded, smoothing, axis=0), difference, axis=1)
+    dy = apply(apply(padded, difference, axis=0), smoothing, axis=1)
     return dx, dy
 
 
@@ -105,24 +107,30 @@ def to_int16(response: Float[Array, "H W"]) -> Int16[Array, "H W"]:
     return jnp.clip(jnp.round(response), -32768, 32767).astype(jnp.int16)
 
 
-def length_l2(dx: Float32[Array, "H W"], dy: Float32[Array, "H W"]) -> Float32[Array, "H W"]:
-    """Euclidean length of `(dx, dy)` within 1 ulp for integers; its gradient is zero at zero."""
-    zero = opaque_zero(dx)
+def length_l2(
+    dx: Float32[Array, "H W"], dy: Float32[Array, "H W"], *, zero: Float32[Array, ""]
+) -> Float32[Array, "H W"]:
+    """Euclidean length of `(dx, dy)` within 1 ulp, by an `opaque_zero`; at zero its gradient is 0.
+
+    The ulp: both squares, their sum and the root are each rounded correctly.
+    """
     square = (dx * dx + zero) + (dy * dy + zero)
     safe = jnp.where(square > 0, square, 1)
     return jnp.where(square > 0, jnp.sqrt(safe), 0)
 
 
-def length_l1(dx: Float32[Array, "H W"], dy: Float32[Array, "H W"]) -> Float32[Array, "H W"]:
+def length_l1(
+    dx: Float32[Array, "H W"], dy: Float32[Array, "H W"], *, zero: Float32[Array, ""]
+) -> Float32[Array, "H W"]:
     """|dx| + |dy|; its gradient is zero at zero."""
+    del zero
     return jnp.maximum(dx, -dx) + jnp.maximum(dy, -dy)
 
 
 def _first_derivative(operator: Operator, *, part: str, norm: str) -> Filter:
     if norm not in NORMS:
         raise ValueError(f"norm={norm!r}: choose l1 or l2")
-    parts = {"magnitude": NORMS[norm], "x": lambda dx, dy: dx, "y": lambda dx, dy: dy}
-    if part not in parts:
+    if part not in ("magnitude", "x", "y"):
         raise ValueError(f"part={part!r}: choose magnitude, x or y")
     dx, dy = _extremes(operator)
     reached = {"l1": abs(dx) + abs(dy), "l2": np.hypot(dx, dy)}[norm]
@@ -132,7 +140,10 @@ def _first_derivative(operator: Operator, *, part: str, norm: str) -> Filter:
         padded: Float32[Array, "rows columns"], size: Int[Array, "2"]
     ) -> Float32[Array, "H W"]:
         del size
-        return parts[part](*gradients(padded, operator=operator))
+        dx, dy = gradients(padded, operator=operator)
+        if part == "magnitude":
+            return NORMS[norm](dx, dy, zero=opaque_zero(padded))
+        return dx if part == "x" else dy
 
     margin = len(operator.difference) // 2
     low = 0 if part == "magnitude" else -high

@@ -97,15 +97,21 @@ def _continue(
 
 
 def correlate(
-    padded: Num[Array, "rows columns"], kernel: Sequence[float], *, axis: int
+    padded: Num[Array, "rows columns"],
+    kernel: Sequence[float],
+    *,
+    axis: int,
+    zero: Num[Array, ""] | int = 0,
 ) -> Num[Array, "H W"]:
     """Correlation with an odd `kernel` along one axis, where all of it lies on the canvas.
 
     A sum of shifted slices in the canvas's number type: XLA's convolution of one channel is far
     slower on a CPU.
+
+    Args:
+      zero: An `opaque_zero`; 0 will do where all products are exact, as those of integers.
     """
     length = padded.shape[axis] - len(kernel) + 1
-    zero = opaque_zero(padded)
     return sum(
         weight * lax.slice_in_dim(padded, start, start + length, axis=axis) + zero
         for start, weight in enumerate(kernel)
@@ -118,7 +124,11 @@ def opaque_zero(values: Num[Array, "H W"]) -> Num[Array, ""]:
 
     XLA's CPU compiler fuses products and sums into operations with a single rounding, but in some
     columns only, which depends on the width of the canvas. The fusion of a product with this zero
-    changes nothing. `values` are finite.
+    changes nothing.
+
+    Args:
+      values: Finite, and in memory, such as a padded canvas: of an intermediate sum, the one pixel
+        would be computed again beside every other.
     """
     return lax.stop_gradient(values[0, 0]) * 0
 

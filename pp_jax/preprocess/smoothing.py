@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from pp_jax.preprocess.responses import Filter, correlate, extend_axis
+from pp_jax.preprocess.responses import Filter, correlate, extend_axis, opaque_zero
 
 # Sides of kernels grow with sigma, and so does the time: 401 taps along each axis at the most.
 _SIGMA_RANGE = (0.3, 50)
@@ -109,9 +109,10 @@ def separable(
     # Each axis is continued just before its own pass: this also keeps XLA from fusing the passes,
     # which would compute the first one anew for each tap of the second.
     padded = extend_axis(image, size[0], axis=0, border=border, margin=len(along_y) // 2)
-    passed = correlate(padded, along_y, axis=0)
+    zero = opaque_zero(padded)
+    passed = correlate(padded, along_y, axis=0, zero=zero)
     padded = extend_axis(passed, size[1], axis=1, border=border, margin=len(along_x) // 2)
-    return correlate(padded, along_x, axis=1)
+    return correlate(padded, along_x, axis=1, zero=zero)
 
 
 def _fixed_point_blur(taps: Sequence[int]) -> Function:
