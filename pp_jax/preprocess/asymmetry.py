@@ -27,8 +27,8 @@ def mid_line(levels: Int32[Array, "H W"], size: Int[Array, "2"]) -> Int32[Array,
     Column numbers count from 0, so that the line is at x = (sum + 1) / 2, at a pixel's centre or
     between two pixels. Of all lines at 40 to 60 per cent of the valid width, it is the one with the
     least mean absolute difference between the image, its rows added up in 16 bands, and the mirror
-    image, over the columns that have one; of several, the one nearest to the middle. The
-    comparison is exact up to 2048 x 2048 pixels.
+    image, over the columns that have one; of several, the one nearest to the middle, then the
+    right one. The comparison is exact up to 2048 x 2048 pixels.
     """
     width, (height, valid) = levels.shape[1], size
     bands = _band_sums(jnp.where(inside(size, shape=levels.shape), levels, 0), height)

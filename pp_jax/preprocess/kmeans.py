@@ -39,7 +39,7 @@ def kmeans_labels(
     """
     _check(clusters)
     levels = nearest_levels(jax.lax.stop_gradient(grey))
-    counts = histogram(levels, levels >= 0)
+    counts = histogram(levels, inside(size, shape=levels.shape))
     clusters_of_levels = _cluster_levels(counts.astype(jnp.float32), clusters=clusters)
     pixels = jnp.zeros(clusters, jnp.int32).at[clusters_of_levels].add(counts)
     labels = jnp.maximum(jnp.cumsum(pixels > 0) - 1, 0)  # Empty clusters take none.
