@@ -100,7 +100,7 @@ def _amplify(
     detail: Float32[Array, "H W"], *, gain: float, power: float, noise: float
 ) -> Float32[Array, "H W"]:
     strength = jnp.maximum(jnp.abs(detail), noise)
-    return detail * (gain * (strength / _STRONG) ** (power - 1))
+    return rounded(detail * (gain * (strength / _STRONG) ** (power - 1)))
 
 
 def _down(padded: Float32[Array, "rows W"]) -> Float32[Array, "half_H W"]:
