@@ -207,7 +207,7 @@ def time_model(variant: str, batch: np.ndarray, sizes: np.ndarray) -> dict[str, 
 def filter_table(rows: Mapping[str, Row]) -> str:
     """Milliseconds per image, images per second, and how many times faster than the peers."""
     lines = [
-        "| filter | ms | images/s | OpenCV ms | ours / it | scikit-image ms | ours / it | stage ms |",
+        "| filter | ms | images/s | OpenCV ms | ours/it | scikit-image ms | ours/it | stage ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in rows.items():

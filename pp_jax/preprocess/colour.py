@@ -38,7 +38,7 @@ def to_rgb_uint8(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
 def to_grey(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:
     """Luma of an RGB image; equal channels keep their value.
 
-    Equals `cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)`, and the stage's `grey`, its twin on the
+    Equals `cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)`, and the fusions' `luma`, its twin on the
     device: .299, .587, .114 in 15-bit fixed point.
     """
     return ((image @ np.array([9798, 19235, 3735]) + (1 << 14)) >> 15).astype(np.uint8)
