@@ -36,6 +36,7 @@ from pp_jax.preprocess.gallery import Distribution
 from pp_jax.preprocess.stage import SPECS, describe, make_shown
 
 CHOICES = MappingProxyType({"recipe": ("", *RECIPES), "device": cli.DEVICES})
+_SPECS = MappingProxyType({name: SPECS[name] for name in ("filter", "fusion")})
 SETTINGS = "settings.json"
 _NAME = 60  # Characters of an image's name in a file's.
 
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> None:
     """Draw as the command line says, or `args` instead of it."""
     with cli.one_line_errors():
         prog = "python -m pp_jax.preprocess"
-        settings = cli.parse(Gallery, prog=prog, choices=CHOICES, specs=SPECS, args=args)
+        settings = cli.parse(Gallery, prog=prog, choices=CHOICES, specs=_SPECS, args=args)
         look = look_of(settings)
         cli.devices(settings.device)
         images = labelled(settings.images, labels=settings.labels)
