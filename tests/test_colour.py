@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from pp_jax.preprocess.colour import to_fractions, to_grey, to_rgb_uint8
+from pp_jax.preprocess.fusion import luma
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (5, 7), dtype=np.uint8)

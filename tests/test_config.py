@@ -255,10 +255,12 @@ def test_where_a_run_is_computed_makes_no_other_run() -> None:
     assert differences(dataclasses.asdict(RUN), elsewhere) == {}
 
 
-def test_fields_of_another_version_are_differences() -> None:
+def test_a_run_from_before_a_choice_has_its_default() -> None:
     old = dataclasses.asdict(RUN)
     del old["clip"]
-    assert differences({**old, "momentum": 0.9}, RUN) == {
-        "clip": (None, RUN.clip),
+    assert differences(old, RUN) == {}
+    other = dataclasses.replace(RUN, clip=3.0)
+    assert differences({**old, "momentum": 0.9}, other) == {
+        "clip": (1.0, 3.0),
         "momentum": (0.9, None),
     }
