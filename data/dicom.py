@@ -1,16 +1,33 @@
-"""Grey levels from DICOM files, as a viewer shows them."""
+"""Pixels from DICOM files, as a viewer shows them.
 
+Read are the native, deflated, JPEG, JPEG Lossless, JPEG-LS, JPEG 2000 and RLE transfer syntaxes,
+with or without preamble. Overlays (60xx) and graphics are left out: the pixels below them stay as
+they are, and overlays in unused bits of the pixels are removed with those bits.
+"""
+
+import warnings
 from pathlib import Path
 
 import numpy as np
-import pydicom
-from jaxtyping import Float, UInt8
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels import apply_modality_lut, apply_voi
+from jaxtyping import Shaped, UInt8
+from pydicom.uid import JPEG2000TransferSyntaxes
+
+from data.dicom_decode import decode
+from data.dicom_header import Header, read_header, read_size, starts_as_dicom
+from data.dicom_values import WINDOWS, to_grey, to_rgb
+
+_NOISE = "Unable to decode as exceptions were raised by all available plugins: "
+_GREY = ("MONOCHROME1", "MONOCHROME2")
 
 
 class DicomError(ValueError):
-    """A file that is not a single greyscale DICOM image; the message names file and reason."""
+    """A file that is not the DICOM image asked for; the message names file and reason."""
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file's first bytes are DICOM's, with or without preamble."""
+    with path.open("rb") as file:
+        return starts_as_dicom(file.read(132))
 
 
 def dicom_size(path: Path) -> tuple[int, int]:
@@ -18,87 +35,124 @@ def dicom_size(path: Path) -> tuple[int, int]:
 
     Raises:
       DicomError: Not a DICOM file, or one without an image.
+      OSError: The file cannot be opened.
     """
-    header = _read(path, stop_before_pixels=True, specific_tags=["Rows", "Columns"])
-    if "Rows" not in header or "Columns" not in header:
-        raise DicomError(f"{path}: no pixel data in this DICOM file")
-    return int(header.Rows), int(header.Columns)
+    path.open("rb").close()
+    try:
+        return read_size(path)
+    except Exception as error:
+        raise _named(path, error) from error
 
 
-def read_dicom(path: Path) -> UInt8[np.ndarray, "H W"]:
+def dicom_values(path: Path, *, frame: int | None = None) -> Shaped[np.ndarray, "H W *C"]:
+    """The stored values of one frame in the file's own type; colours as RGB, `C` being 3.
+
+    Neither rescaled nor windowed; palette colours are indices. Else as `read_dicom`.
+    """
+    return _read(path, frame)[1]
+
+
+def read_dicom(
+    path: Path, *, frame: int | None = None, window: str = "header"
+) -> UInt8[np.ndarray, "H W"]:
     """Grey levels 0..255, black to white as on a viewer's screen.
 
-    Modality LUT, then the first VOI window or VOI LUT (PS3.3 C.11), then MONOCHROME1 inverted.
-    Without either, 8-bit data stay as they are and other data span 0..255 from their own minimum
-    to their maximum.
+    Modality LUT or rescale, then the window, then MONOCHROME1 inverted; padding (PixelPaddingValue
+    to PixelPaddingRangeLimit) is black and takes no part in percentiles and extremes. A file that
+    names no transfer syntax, or a window without width, is read with one warning.
+
+    Args:
+      frame: Counted from 0; needed where there are several.
+      window: `header`: the first VOI LUT or window of the file (PS3.3 C.11.2). Without either, up
+        to 8 bits span 0..255, which leaves 8-bit data as they are, and others go by `percentile`:
+        from the 0.5th to the 99.5th of the pixels, ends clipped. `extremes`: from the least to the
+        greatest pixel.
 
     Raises:
-      DicomError: Not a DICOM file, no pixel data, several frames, colour, or not decodable.
+      DicomError: Not a DICOM file, no pixel data, several frames without a choice, colour, or
+        anything else that cannot be decoded.
+      OSError: The file cannot be opened.
+      ValueError: Another window.
     """
-    data = _read(path)
-    if "PixelData" not in data:
-        raise DicomError(f"{path}: no pixel data in this DICOM file")
-    if int(data.get("NumberOfFrames") or 1) > 1:
-        raise DicomError(f"{path}: {data.NumberOfFrames} frames; split the file into single images")
-    photometric = str(data.get("PhotometricInterpretation", ""))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise DicomError(f"{path}: {photometric or 'unnamed'} pixels; expected MONOCHROME1 or 2")
-    try:
-        stored = data.pixel_array
-        grey = _grey(data, stored)
-    except Exception as error:  # Decoders and LUTs of a damaged file raise whatever they like.
-        syntax = getattr(data.file_meta.get("TransferSyntaxUID"), "name", "no transfer syntax")
-        reason = " ".join(str(error).split())
-        raise DicomError(f"{path}: pixels ({syntax}) cannot be decoded: {reason}") from error
-    return 255 - grey if photometric == "MONOCHROME1" else grey
-
-
-def _read(path: Path, **options) -> pydicom.Dataset:
-    try:
-        return pydicom.dcmread(path, **options)
-    except InvalidDicomError as error:
-        raise DicomError(f"{path}: not a DICOM file") from error
-    except OSError:
-        raise
-    except Exception as error:  # A damaged header ends in struct, key or value errors.
-        raise DicomError(f"{path}: the DICOM header cannot be read: {error}") from error
-
-
-def _grey(data: pydicom.Dataset, stored: np.ndarray) -> UInt8[np.ndarray, "H W"]:
-    values = apply_modality_lut(stored, data)
-    if data.get("VOILUTSequence"):
-        bits = int(data.VOILUTSequence[0].LUTDescriptor[2])
-        fraction = apply_voi(values, data) / (2.0**bits - 1)
-    elif data.get("WindowCenter") is not None and data.get("WindowWidth") is not None:
-        fraction = _window(
-            values.astype(np.float64),
-            centre=_first(data.WindowCenter),
-            width=_first(data.WindowWidth),
-            function=str(data.get("VOILUTFunction") or "LINEAR"),
+    _check_window(window)
+    header, stored = _read(path, frame)
+    if header.photometric not in _GREY:
+        raise DicomError(
+            f"{path}: {header.photometric or 'unnamed'} pixels, expected MONOCHROME1 or 2; "
+            "read_dicom_rgb reads colours"
         )
-    elif stored.dtype == np.uint8 and data.BitsStored == 8 and np.array_equal(values, stored):
-        return stored
-    else:
-        low, high = float(values.min()), float(values.max())
-        fraction = (values - low) / max(high - low, np.finfo(np.float64).tiny)
-    return np.rint(255 * np.clip(fraction, 0, 1)).astype(np.uint8)
+    return _shown(path, header, stored, window)
 
 
-def _first(value) -> float:
-    return float(value[0] if isinstance(value, pydicom.multival.MultiValue) else value)
+def read_dicom_rgb(
+    path: Path, *, frame: int | None = None, window: str = "header"
+) -> UInt8[np.ndarray, "H W 3"]:
+    """RGB in 0..255: colours and palettes as such, grey levels as `read_dicom`, three times.
+
+    Colours know no window; those of more than 8 bits are scaled by their stored bits, palettes of
+    16 bits give their high byte. Arguments and errors as `read_dicom`, but for colour.
+    """
+    _check_window(window)
+    header, stored = _read(path, frame)
+    shown = _shown(path, header, stored, window)
+    return shown if shown.ndim == 3 else np.repeat(shown[..., None], 3, axis=2)
 
 
-def _window(
-    values: Float[np.ndarray, "H W"], *, centre: float, width: float, function: str
-) -> Float[np.ndarray, "H W"]:
-    """Share of the output range, PS3.3 C.11.2.1.2 and C.11.2.1.3; not clipped."""
-    if width <= 0 or (function == "LINEAR" and width < 1):
-        raise ValueError(f"window width {width}")
-    if function == "LINEAR":
-        # Width 1 is a step between two integers; the guard keeps it one.
-        return (values - (centre - 0.5)) / max(width - 1, 1e-6) + 0.5
-    if function == "LINEAR_EXACT":
-        return (values - centre) / width + 0.5
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - centre) / width))
-    raise ValueError(f"unknown VOI LUT function {function!r}")
+def _check_window(window: str) -> None:
+    if window not in WINDOWS:
+        raise ValueError(f"window {window!r}: choose one of {', '.join(WINDOWS)}")
+
+
+def _read(path: Path, frame: int | None) -> tuple[Header, Shaped[np.ndarray, "H W *C"]]:
+    path.open("rb").close()  # What fails from here on is the file's fault.
+    try:
+        header = read_header(path, frame=frame)
+        _check(header, frame)
+    except Exception as error:
+        raise _named(path, error) from error
+    if header.notes:
+        warnings.warn(f"{path}: {'; '.join(header.notes)}", stacklevel=3)
+    try:
+        return header, decode(header, frame=frame or 0)
+    except Exception as error:
+        raise _undecodable(path, header, error) from error
+
+
+def _check(header: Header, frame: int | None) -> None:
+    if header.frames > 1 and frame is None:
+        raise ValueError(
+            f"{header.frames} frames; choose one with frame=0 to {header.frames - 1}, or split the "
+            "file into single images"
+        )
+    if frame is not None and not 0 <= frame < header.frames:
+        raise ValueError(f"frame {frame} of {header.frames}, counted from 0")
+    if (header.photometric in (*_GREY, "PALETTE COLOR")) != (header.samples == 1):
+        raise ValueError(
+            f"{header.photometric or 'unnamed'} pixels of {header.samples} samples cannot be read"
+        )
+    known = ("RGB", "YBR_FULL", "YBR_FULL_422")
+    if header.syntax in JPEG2000TransferSyntaxes:
+        known += ("YBR_ICT", "YBR_RCT")
+    if header.samples > 1 and header.photometric not in known:
+        raise ValueError(f"{header.photometric} pixels, expected {', '.join(known)} or greys")
+
+
+def _shown(path: Path, header: Header, stored: np.ndarray, window: str) -> np.ndarray:
+    try:
+        if header.photometric in _GREY:
+            return to_grey(stored, header, window=window)
+        return to_rgb(stored, header)
+    except Exception as error:
+        raise _undecodable(path, header, error) from error
+
+
+def _undecodable(path: Path, header: Header, error: Exception) -> DicomError:
+    return _named(path, error, f"pixels ({header.syntax.name}) cannot be decoded: ")
+
+
+def _named(path: Path, error: Exception, what: str = "") -> DicomError:
+    """Decoders, tables and parsers raise whatever they like on a damaged file."""
+    if not isinstance(error, ValueError):
+        what = what or "the DICOM header cannot be read: "
+    reason = " ".join(str(error).split()).removeprefix(_NOISE)[:400] or type(error).__name__
+    return DicomError(f"{path}: {what}{reason}")

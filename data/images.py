@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from data.dicom import read_dicom
+from data.dicom import is_dicom, read_dicom_rgb
 from pp_jax.preprocess.colour import to_rgb_uint8
 
 # Modes whose arrays mean what `to_rgb_uint8` takes them for. Palettes, CMYK and the like do not.
@@ -50,15 +50,15 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 def read_any(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     """A picture file or a DICOM as RGB in 0..255; which it is, the file's first bytes tell.
 
+    A DICOM may lack its preamble, and its colours stay colours.
+
     Raises:
       ImageError: Neither, or a damaged one.
       DicomError: A DICOM that cannot be read.
       OSError: The file cannot be opened.
     """
-    with path.open("rb") as file:
-        preamble = file.read(132)
-    if preamble[128:] == b"DICM" or path.suffix.lower() in (".dcm", ".dicom"):
-        return to_rgb_uint8(read_dicom(path))
+    if path.suffix.lower() in (".dcm", ".dicom") or is_dicom(path):
+        return read_dicom_rgb(path)
     return read_image(path)
 
 
