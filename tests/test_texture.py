@@ -16,7 +16,7 @@ from pp_jax.preprocess.thresholds import otsu, otsu_threshold
 from tests import references_texture
 
 RNG = np.random.default_rng(0)
-SHAPE = (70, 37)  # More rows than entropy scans in one band.
+SHAPE = (70, 37)
 
 
 ENTROPY, OTSU = entropy(), otsu()
@@ -37,6 +37,12 @@ def test_entropy_equals_scikit_images(row, radius):
     for image in (noise, noise // 100, cv2.GaussianBlur(noise, (9, 9), 0)):
         want = references_texture.entropy(image, radius)
         np.testing.assert_allclose(response(row, image), want, atol=1e-5)
+
+
+def test_entropy_equals_scikit_images_across_the_bands_in_which_it_is_scanned():
+    image = RNG.integers(0, 9, (600, 6), dtype=np.uint8)
+    want = references_texture.entropy(image)
+    np.testing.assert_allclose(response(ENTROPY, image), want, atol=1e-5)
 
 
 def test_entropy_of_the_widest_disk_does_not_overflow():

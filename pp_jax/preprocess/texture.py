@@ -12,7 +12,7 @@ from pp_jax.preprocess.histograms import nearest_levels
 from pp_jax.preprocess.responses import Filter, inside
 
 # Rows that are scanned one after the other; bands of them are scanned side by side.
-_BAND = 64
+_BAND = 256
 # Pixels outside the image have a level of their own, which does not count.
 _OUTSIDE = 256
 # Sums of n log2(n) are whole multiples of 1 / _UNITS, so that nothing is lost when a pixel leaves
@@ -50,15 +50,16 @@ def _entropy_of_disks(
     ringed = jnp.pad(inside(size, shape=(height, width)), radius)
     levels = jnp.where(ringed, nearest_levels(jax.lax.stop_gradient(padded)), _OUTSIDE)
     # From `2 radius + 1` rows above, where nothing is inside yet, to `radius` rows below its band.
-    bands = -(-height // _BAND)
-    levels = jnp.pad(levels, ((0, bands * _BAND - height), (0, 0)), constant_values=_OUTSIDE)
-    rows = jnp.arange(_BAND + 2 * radius)[:, None] + _BAND * jnp.arange(bands)
+    band = min(_BAND, height)
+    bands = -(-height // band)
+    levels = jnp.pad(levels, ((0, bands * band - height), (0, 0)), constant_values=_OUTSIDE)
+    rows = jnp.arange(band + 2 * radius)[:, None] + band * jnp.arange(bands)
     above = ((2 * radius + 1, 0), (0, 0), (0, 0))
     strips = jnp.pad(levels[rows], above, constant_values=_OUTSIDE)  # (rows, bands, columns)
     n = np.arange(1, _area(radius) + 1)
     n_log2_n = np.insert(np.rint(n * np.log2(n) * _UNITS), 0, 0).astype(np.int32)
     total, pixels = (
-        a.reshape(_BAND, bands, width).swapaxes(0, 1).reshape(-1, width)[:height]
+        a.reshape(band, bands, width).swapaxes(0, 1).reshape(-1, width)[:height]
         for a in _scan_disks(strips, radius=radius, n_log2_n=n_log2_n)
     )
     bits = (jnp.asarray(n_log2_n)[pixels] - total) / jnp.maximum(pixels, 1) / _UNITS
