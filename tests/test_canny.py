@@ -253,12 +253,12 @@ def share_unlike_scikit_image(images: Iterable[np.ndarray], **parameters: float)
     return worst
 
 
-def test_quantile_edges_of_xrays_are_scikit_images_on_9999_of_10000_pixels(real_data):
-    assert share_unlike_scikit_image(xrays(real_data, 5), sigma=2.0, low=0.8, high=0.9) < 1e-4
+def test_quantile_edges_of_xrays_are_scikit_images_but_for_1e5th(real_data):
+    assert share_unlike_scikit_image(xrays(real_data, 5), sigma=2.0, low=0.8, high=0.9) < 1e-5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sigma", [0.5, 2.0, 5.0])
+@pytest.mark.parametrize("sigma", [1.0, 2.0, 5.0])
 @pytest.mark.parametrize(("low", "high"), [(0.8, 0.9), (0.5, 0.99)])
 def test_quantile_edges_of_all_xrays_are_scikit_images(real_data, sigma, low, high):
     share = share_unlike_scikit_image(xrays(real_data, 61), sigma=sigma, low=low, high=high)

@@ -1,17 +1,17 @@
 """Canny's edges, in OpenCV's integer arithmetic and in scikit-image's floating point."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Num
 
-from pp_jax.preprocess.arithmetic import rounded
 from pp_jax.preprocess.gradients import NORMS, SOBEL, sobel_gradients
 from pp_jax.preprocess.hysteresis import hysteresis
 from pp_jax.preprocess.quantiles import masked_quantile
-from pp_jax.preprocess.responses import Filter, correlate, extend, inside
+from pp_jax.preprocess.responses import Filter, correlate, inside, opaque_zero
 from pp_jax.preprocess.smoothing import gaussian_kernel
 
 # tan(22.5 degrees) in 15-bit fixed point, as OpenCV rounds it.
@@ -23,14 +23,9 @@ _L2_LIMIT = 32767
 # OpenCV divides gradients and thresholds of aperture 7, so that they fit int16.
 _SCALE_7 = 16
 
-# Of the smoothed image's whole parts: weights have 15 bits, and once smoothed it keeps 16 of 23,
-# so that twice smoothed it fills the 31 bits of an int32.
-_UNIT = 2.0**-15
-_COARSE = 2**7
-
 _SIGMA_RANGE = (0.3, 50)
 
-# Smaller gradients are rounding: in flat white float32 leaves up to 3e-4.
+# Smaller gradients are rounding: at the border of flat white float32 leaves up to 3e-4.
 _FLAT = 1e-3
 
 
@@ -65,10 +60,10 @@ def canny_quantile(*, sigma: float = 2.0, low: float = 0.8, high: float = 0.9) -
     """Canny's edges as scikit-image finds them, its thresholds quantiles: 255 on an edge, else 0.
 
     Agrees with `skimage.feature.canny(x, sigma, low, high, use_quantiles=True)` in float64 on all
-    but 1e-5 of an X-ray's pixels. Where gradients are equal by symmetry, as in drawings, rounding
-    decides and the two differ more. Gradients below 1e-3, which in float32 are rounding, are no
-    edges, so a flat image has none; scikit-image marks rounding there. Not differentiable:
-    `jax.lax.stop_gradient` stands on the input.
+    but 1e-5 of an X-ray's pixels. Where gradients are equal by symmetry, as in drawings, or in
+    enlarged images for a sigma below 1, rounding decides and the two differ more. Gradients below
+    1e-3, which in float32 are rounding, are no edges, so a flat image has none; scikit-image marks
+    rounding there. Not differentiable: `jax.lax.stop_gradient` stands on the input.
 
     Args:
       sigma: Standard deviation of the Gaussian that smooths first, in pixels, from 0.3 to 50.
@@ -120,7 +115,7 @@ def integer_edges(
     """Where OpenCV's Canny finds edges, right in the valid `size`.
 
     Args:
-      padded: Grey levels, continued by `aperture // 2` replicated pixels beyond the valid part.
+      padded: Grey levels, continued by `aperture // 2` replicated pixels on each side.
       limits: What `thresholds` returns.
     """
     levels = jnp.round(jax.lax.stop_gradient(padded))
@@ -131,8 +126,7 @@ def integer_edges(
     length = dx * dx + dy * dy if norm == "l2" else abs(dx) + abs(dy)
     # OpenCV counts the gradient beyond the image as 0.
     length = jnp.where(inside(size, shape=dx.shape), length, 0)
-    weak = (length > limits[0]) & _is_integer_ridge(length, dx, dy)
-    return hysteresis(length > limits[1], weak)
+    return hysteresis(length > limits[1], (length > limits[0]) & _is_integer_ridge(length, dx, dy))
 
 
 def _is_integer_ridge(
@@ -159,58 +153,64 @@ def quantile_edges(
 ) -> Bool[Array, "H W"]:
     """Where scikit-image's Canny finds edges, right in the valid `size`; see `canny_quantile`."""
     image = jax.lax.stop_gradient(image)
-    valid = inside(size, shape=image.shape)
+    zero = opaque_zero(image)
     dx, dy = _smooth_gradients(image, size, sigma)
-    length = jnp.sqrt(rounded(dx * dx) + rounded(dy * dy))
+    length = jnp.sqrt((dx * dx + zero) + (dy * dy + zero))
+    valid = inside(size, shape=image.shape)
     weakest, strongest = (masked_quantile(length, valid, q=q) for q in (low, high))
-    rows, columns = (jnp.arange(length) > 0 for length in image.shape)
-    interior = inside(size - 1, shape=image.shape) & rows[:, None] & columns
-    weak = interior & (length >= jnp.maximum(weakest, _FLAT)) & _is_ridge(length, dx, dy)
-    return hysteresis(length >= strongest, weak)
+    rows, columns = (
+        (place > 0) & (place < last)
+        for place, last in zip(map(jnp.arange, image.shape), size - 1, strict=True)
+    )
+    interior = rows[:, None] & columns
+    weak = (length >= jnp.maximum(weakest, _FLAT)) & _is_ridge(length, dx, dy, zero=zero)
+    return hysteresis(length >= strongest, weak & interior)
 
 
 def _smooth_gradients(
     image: Float32[Array, "H W"], size: Int[Array, "2"], sigma: float
 ) -> tuple[Float32[Array, "H W"], Float32[Array, "H W"]]:
-    """Sobel's `(dx, dy)` of the smoothed image, nearly as exact as float32 can hold them."""
-    smoothed = _smoothed(image, size, sigma)
-    around = [extend(x, size, border="reflect", margin=1) for x in smoothed]
+    """Sobel's `(dx, dy)` of the smoothed image, continued as in `reflect`."""
+    whole, rest = (_reflected(x, size) for x in _smoothed(image, size, sigma, margin=2))
 
     def derivative(axis: int) -> Float32[Array, "H W"]:
-        whole, rest = (correlate(x, SOBEL[3].difference, axis=axis) for x in around)
-        difference = whole.astype(jnp.float32) * _UNIT**2 * _COARSE + rest
-        return correlate(difference, SOBEL[3].smoothing, axis=1 - axis)
+        difference = partial(correlate, kernel=SOBEL[3].difference, axis=axis)
+        exact = difference(whole).astype(jnp.float32) * 2.0**-23 + difference(rest)
+        return correlate(exact, SOBEL[3].smoothing, axis=1 - axis)
 
     return derivative(1), derivative(0)
 
 
 def _smoothed(
-    image: Float32[Array, "H W"], size: Int[Array, "2"], sigma: float
-) -> tuple[Int32[Array, "H W"], Float32[Array, "H W"]]:
-    """Gaussian means of the valid pixels alone, as a whole number of 2**-23 and a small rest.
+    image: Float32[Array, "H W"], size: Int[Array, "2"], sigma: float, *, margin: int
+) -> tuple[Int32[Array, "rows columns"], Float32[Array, "rows columns"]]:
+    """Gaussian means of the valid pixels alone, as whole numbers of 2**-23, and a small rest.
 
-    Neighbouring means are nearly equal, and rounded to float32 their differences would have lost
-    half of their digits: 10 times more edges would then be others than in float64.
+    Neighbouring means are so nearly equal that their differences would lose half of their digits,
+    were the means in float32: 70 times as many pixels would differ from float64.
     """
     radius = int(4 * sigma + 0.5)  # SciPy's default.
     kernel = gaussian_kernel(sigma, aperture=2 * radius + 1)
-    upper = np.floor(kernel / _UNIT).astype(int)
-    lower = kernel - upper * _UNIT
-    image = jnp.where(inside(size, shape=image.shape), image, 0)
-    whole = jnp.round(image).astype(jnp.int32)
-    rest, unit = image - whole, 1.0
-    for axis, length in enumerate(image.shape):
-        widths = [(radius, radius) if axis == other else (0, 0) for other in (0, 1)]
-        whole, rest = _framed(whole, widths), _framed(rest, widths)
-        rest = correlate(rest, kernel.tolist(), axis=axis) + unit * correlate(
-            whole.astype(jnp.float32), lower.tolist(), axis=axis
-        )
-        whole, unit = correlate(whole, upper.tolist(), axis=axis), unit * _UNIT
-        gain = jnp.expand_dims(_gain(jnp.arange(length), size[axis], kernel), 1 - axis)
-        rest += (whole * unit + rest) * (gain - 1)
-        if axis == 0:
-            whole, rest, unit = whole >> 7, rest + (whole & 127) * unit, unit * _COARSE
-    return whole, rest
+    upper = np.floor(kernel * 2**15).astype(int).tolist()  # Their sum is at most 2**15.
+    lower = (kernel - np.array(upper) * 2.0**-15).tolist()
+    gains = [
+        _gain(jnp.arange(-margin, length + margin), valid, kernel)
+        for length, valid in zip(image.shape, size, strict=True)
+    ]
+    apply = partial(correlate, zero=opaque_zero(image))
+    # All the frame at once: XLA would take 10 times as long for sums inside a later one.
+    image = jnp.pad(jnp.where(inside(size, shape=image.shape), image, 0), radius + margin)
+
+    levels = jnp.round(image)
+    whole = correlate(levels, upper, axis=0)  # 23 bits, after the point 15.
+    rest = apply(image - levels, kernel.tolist(), axis=0) + apply(levels, lower, axis=0)
+    rest += (whole * 2.0**-15 + rest) * (gains[0][:, None] - 1)
+
+    coarse = jnp.floor(whole * 2.0**-7)  # 16 bits, after the point 8.
+    rest += (whole - coarse * 2**7) * 2.0**-15
+    whole = correlate(coarse.astype(jnp.int32), upper, axis=1)  # 31 bits, after the point 23.
+    rest = apply(rest, kernel.tolist(), axis=1) + apply(coarse * 2.0**-8, lower, axis=1)
+    return whole, rest + (whole * 2.0**-23 + rest) * (gains[1] - 1)
 
 
 def _gain(
@@ -220,16 +220,34 @@ def _gain(
     radius = len(kernel) // 2
     ends = np.append(0, kernel.cumsum())
     # All gains are from the host, by the weights before the image and behind it: XLA does not round
-    # every division correctly.
+    # every division correctly. Without such weights the gain is 1, whatever the sum's last digit.
     before, behind = np.indices((radius + 1, radius + 1))
-    gains = jnp.asarray(1 / (ends[2 * radius + 1 - behind] - ends[before]), jnp.float32)
-    return gains[
+    gains = 1 / (ends[2 * radius + 1 - behind] - ends[before])
+    gains[0, 0] = 1
+    return jnp.asarray(gains, jnp.float32)[
         jnp.clip(radius - place, 0, radius), jnp.clip(radius + place - length + 1, 0, radius)
     ]
 
 
+def _reflected(framed: Num[Array, "H+4 W+4"], size: Int[Array, "2"]) -> Num[Array, "H+2 W+2"]:
+    """The valid part continued by one pixel on each side, which equals the one beside it."""
+    x = framed
+    for axis, valid in enumerate(size):
+        count = x.shape[axis] - 2
+        before, here, behind = (
+            jax.lax.slice_in_dim(x, start, start + count, axis=axis) for start in range(3)
+        )
+        place = jnp.expand_dims(jnp.arange(-1, count - 1), 1 - axis)
+        x = jnp.where(place == -1, behind, jnp.where(place == valid, before, here))
+    return x
+
+
 def _is_ridge(
-    length: Float32[Array, "H W"], dx: Float32[Array, "H W"], dy: Float32[Array, "H W"]
+    length: Float32[Array, "H W"],
+    dx: Float32[Array, "H W"],
+    dy: Float32[Array, "H W"],
+    *,
+    zero: Float32[Array, ""],
 ) -> Bool[Array, "H W"]:
     """Whether the gradient is nowhere longer one pixel further along itself, nor one back.
 
@@ -246,7 +264,7 @@ def _is_ridge(
         upright = jnp.where(falls, near[side, 0], near[-side, 0])
         straight = jnp.where(is_steep, upright, near[0, side])
         # The interpolated length, times `larger` to spare a division.
-        further = rounded(diagonal * smaller) + rounded(straight * (larger - smaller))
+        further = (diagonal * smaller + zero) + (straight * (larger - smaller) + zero)
         return further > length * larger
 
     return ~(is_longer_at(1) | is_longer_at(-1))
@@ -255,14 +273,9 @@ def _is_ridge(
 def _neighbours(x: Num[Array, "H W"]) -> dict[tuple[int, int], Num[Array, "H W"]]:
     """By (dy, dx) what stands there from each pixel; 0 beyond the border."""
     height, width = x.shape
-    padded = _framed(x, [(1, 1), (1, 1)])
+    padded = jnp.pad(x, 1)
     return {
         (dy, dx): padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
         for dy in (-1, 0, 1)
         for dx in (-1, 0, 1)
     }
-
-
-def _framed(x, widths):
-    shape = [a + b + n for (a, b), n in zip(widths, x.shape)]
-    return jax.lax.dynamic_update_slice(jnp.zeros(shape, x.dtype), x, [a for a, _ in widths])

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int32, UInt32
+from jaxtyping import Array, Bool, Float32, Int, Int32, UInt16, UInt32
 
 from pp_jax.preprocess.arithmetic import multiply, rounded
 
-_LARGEST = np.uint32(0xFFFFFFFF)
+_LARGEST = np.uint32(0xFFFF0000)  # Above all numbers: a NaN.
 
 
 def masked_quantile(
@@ -20,19 +20,19 @@ def masked_quantile(
     `jax.lax.stop_gradient` stands on the input.
 
     Raises:
-      ValueError: `q` is outside [0, 1], or there are more than 2**24 pixels.
+      ValueError: `q` is outside [0, 1], or there are more than 2**24 pixels or 2**16 - 1 columns.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q={q}: choose a share in [0, 1]")
-    if x.size > 2**24:
-        raise ValueError(f"{x.size} pixels: a quantile takes at most {2**24}")
+    if x.size > 2**24 or x.shape[1] >= 2**16:
+        raise ValueError(f"{x.shape}: a quantile takes 2**24 pixels, in rows of less than 2**16")
     keys = jnp.where(valid, _ordered_bits(jax.lax.stop_gradient(x)), _LARGEST)
-    last = valid.sum(dtype=jnp.int32) - 1
+    last = _count(valid) - 1
     whole, (high, _) = multiply(last, q)
     rank, fraction = whole.astype(jnp.int32), high.astype(jnp.float32) * 2.0**-32
     lower = _smallest(keys, rank)
     is_twice = _count(keys <= lower) > jnp.minimum(rank + 1, last)
-    upper = jnp.where(is_twice, lower, jnp.min(jnp.where(keys > lower, keys, _LARGEST)))
+    upper = jnp.where(is_twice, lower, jnp.where(keys > lower, keys, _LARGEST).min(axis=1).min())
     a, b = _from_ordered_bits(lower), _from_ordered_bits(upper)
     # From the nearer end, as NumPy does.
     return jnp.where(
@@ -41,19 +41,32 @@ def masked_quantile(
 
 
 def _smallest(keys: UInt32[Array, "H W"], rank: Int32[Array, ""]) -> UInt32[Array, ""]:
-    """The key that would stand at `rank` after sorting, found bit by bit from the highest."""
+    """The key that would stand at `rank` after sorting: its upper half, then its lower one."""
+    upper = (keys >> 16).astype(jnp.uint16)
+    lower = (keys & 0xFFFF).astype(jnp.uint16)
+    found = _smallest_half(upper, rank, bits=16)
+    rank = rank - _count(upper < found)
+    # Integers up to 256 and bfloat16 numbers have no lower half.
+    bits = jnp.where((lower != 0).any(), 16, 0)
+    rest = _smallest_half(jnp.where(upper == found, lower, 0xFFFF), rank, bits=bits)
+    return found.astype(jnp.uint32) << 16 | rest.astype(jnp.uint32)
 
-    def add_bit(step: Int32[Array, ""], prefix: UInt32[Array, ""]) -> UInt32[Array, ""]:
-        larger = prefix | jnp.uint32(1) << (31 - step).astype(jnp.uint32)
+
+def _smallest_half(
+    keys: UInt16[Array, "H W"], rank: Int32[Array, ""], *, bits: int | Int[Array, ""]
+) -> UInt16[Array, ""]:
+    """The key at `rank`, by one count per bit, from the highest: far faster than XLA's sort."""
+
+    def add_bit(step: Int32[Array, ""], prefix: UInt16[Array, ""]) -> UInt16[Array, ""]:
+        larger = prefix | jnp.uint16(1) << (15 - step).astype(jnp.uint16)
         return jnp.where(_count(keys < larger) <= rank, larger, prefix)
 
-    # 32 counts are 15 to 40 times faster than XLA's sort on a CPU.
-    return jax.lax.fori_loop(0, 32, add_bit, jnp.uint32(0))
+    return jax.lax.fori_loop(0, bits, add_bit, jnp.uint16(0))
 
 
 def _count(chosen: Bool[Array, "H W"]) -> Int32[Array, ""]:
-    # Rows in float32, exact here: XLA's sums of integers are 3 times slower on a CPU.
-    return chosen.sum(axis=1, dtype=jnp.float32).astype(jnp.int32).sum()
+    # On a CPU sums are the faster the narrower their numbers; a row fits into 16 bits.
+    return chosen.sum(axis=1, dtype=jnp.uint16).astype(jnp.int32).sum()
 
 
 def _ordered_bits(x: Float32[Array, "H W"]) -> UInt32[Array, "H W"]:
