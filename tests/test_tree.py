@@ -8,7 +8,9 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from pp_jax import sharding, tree
+from pp_jax.config import Look
 from pp_jax.finetune.trainable import POLICIES
+from pp_jax.preprocess.stage import initial_fusion
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
@@ -24,6 +26,12 @@ FLAT = {
 @functools.cache
 def shapes(variant: str) -> dict:
     return jax.eval_shape(lambda key: init(Sam(VARIANTS[variant]), key), jax.random.key(0))
+
+
+def variables_of(variant: str, policy: str) -> dict:
+    """What a run with this policy has: a policy `+fusion` goes with the learned fusion only."""
+    look = Look(fusion="learned" if policy.endswith("+fusion") else "replace")
+    return shapes(variant) | initial_fusion(look)
 
 
 def test_paths_are_keys_joined_by_slashes_in_sorted_order() -> None:
@@ -80,7 +88,7 @@ def test_combine_refuses_a_leaf_that_two_trees_hold() -> None:
 def test_every_policy_covers_every_variant_and_never_trains_a_constant(
     variant: str, policy: str
 ) -> None:
-    variables = shapes(variant)
+    variables = variables_of(variant, policy)
     trained, frozen = tree.partition(variables, POLICIES[policy])
     counts = [sum(x.size for x in jax.tree.leaves(part)) for part in (trained, frozen, variables)]
     assert counts[0] + counts[1] == counts[2]
@@ -91,16 +99,25 @@ def test_every_policy_covers_every_variant_and_never_trains_a_constant(
 # Parameters of the official MaskDecoder; `image_encoder` and `prompt_encoder` hold the others.
 DECODER = 4_058_340
 
+# A 1x1 convolution of the image and one response: 4 weights and a bias for each of 3 channels.
+FUSION = 3 * (4 + 1)
+
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_policies_train_as_many_parameters_as_the_official_parts_have(variant: str) -> None:
-    variables = shapes(variant)
     size = {
-        name: sum(x.size for x in jax.tree.leaves(tree.partition(variables, rules)[0]))
+        name: sum(
+            x.size for x in jax.tree.leaves(tree.partition(variables_of(variant, name), rules)[0])
+        )
         for name, rules in POLICIES.items()
     }
-    assert size["decoder"] == DECODER
-    assert size["full"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
+    whole = sum(x.size for x in jax.tree.leaves(shapes(variant)["params"]))
+    assert size == {
+        "decoder": DECODER,
+        "decoder+fusion": DECODER + FUSION,
+        "full": whole,
+        "full+fusion": whole + FUSION,
+    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
