@@ -6,15 +6,16 @@ they are, and overlays in unused bits of the pixels are removed with those bits.
 """
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from pydicom.uid import JPEG2000TransferSyntaxes
 
 from data.dicom_decode import decode
-from data.dicom_header import Header, read_header, read_size, starts_as_dicom
+from data.dicom_header import Header, read_facts, read_header, starts_as_dicom
 from data.dicom_values import WINDOWS, to_grey, to_rgb
+from data.facts import Facts
+from data.files import File
 
 _NOISE = "Unable to decode as exceptions were raised by all available plugins: "
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -24,14 +25,19 @@ class DicomError(ValueError):
     """A file that is not the DICOM image asked for; the message names file and reason."""
 
 
-def is_dicom(path: Path) -> bool:
+def is_dicom(path: File) -> bool:
     """Whether the file's first bytes are DICOM's, with or without preamble."""
     with path.open("rb") as file:
         return starts_as_dicom(file.read(132))
 
 
-def dicom_size(path: Path) -> tuple[int, int]:
-    """Height and width from the header, without touching the pixels.
+def dicom_size(path: File) -> tuple[int, int]:
+    """Height and width from the header; errors as `dicom_facts`."""
+    return dicom_facts(path)[0]
+
+
+def dicom_facts(path: File) -> tuple[tuple[int, int], Facts]:
+    """`((height, width), facts)` from the header, without touching the pixels.
 
     Raises:
       DicomError: Not a DICOM file, or one without an image.
@@ -39,12 +45,12 @@ def dicom_size(path: Path) -> tuple[int, int]:
     """
     path.open("rb").close()
     try:
-        return read_size(path)
+        return read_facts(path)
     except Exception as error:
         raise _named(path, error) from error
 
 
-def dicom_values(path: Path, *, frame: int | None = None) -> Shaped[np.ndarray, "H W *C"]:
+def dicom_values(path: File, *, frame: int | None = None) -> Shaped[np.ndarray, "H W *C"]:
     """The stored values of one frame in the file's own type; colours as RGB, `C` being 3.
 
     Neither rescaled nor windowed; palette colours are indices. Else as `read_dicom`.
@@ -53,7 +59,7 @@ def dicom_values(path: Path, *, frame: int | None = None) -> Shaped[np.ndarray, 
 
 
 def read_dicom(
-    path: Path, *, frame: int | None = None, window: str = "header"
+    path: File, *, frame: int | None = None, window: str = "header"
 ) -> UInt8[np.ndarray, "H W"]:
     """Grey levels 0..255, black to white as on a viewer's screen.
 
@@ -85,7 +91,7 @@ def read_dicom(
 
 
 def read_dicom_rgb(
-    path: Path, *, frame: int | None = None, window: str = "header"
+    path: File, *, frame: int | None = None, window: str = "header"
 ) -> UInt8[np.ndarray, "H W 3"]:
     """RGB in 0..255: colours and palettes as such, grey levels as `read_dicom`, three times.
 
@@ -103,7 +109,7 @@ def _check_window(window: str) -> None:
         raise ValueError(f"window {window!r}: choose one of {', '.join(WINDOWS)}")
 
 
-def _read(path: Path, frame: int | None) -> tuple[Header, Shaped[np.ndarray, "H W *C"]]:
+def _read(path: File, frame: int | None) -> tuple[Header, Shaped[np.ndarray, "H W *C"]]:
     path.open("rb").close()  # What fails from here on is the file's fault.
     try:
         header = read_header(path, frame=frame)
@@ -137,7 +143,7 @@ def _check(header: Header, frame: int | None) -> None:
         raise ValueError(f"{header.photometric} pixels, expected {', '.join(known)} or greys")
 
 
-def _shown(path: Path, header: Header, stored: np.ndarray, window: str) -> np.ndarray:
+def _shown(path: File, header: Header, stored: np.ndarray, window: str) -> np.ndarray:
     try:
         if header.photometric in _GREY:
             return to_grey(stored, header, window=window)
@@ -146,11 +152,11 @@ def _shown(path: Path, header: Header, stored: np.ndarray, window: str) -> np.nd
         raise _undecodable(path, header, error) from error
 
 
-def _undecodable(path: Path, header: Header, error: Exception) -> DicomError:
+def _undecodable(path: File, header: Header, error: Exception) -> DicomError:
     return _named(path, error, f"pixels ({header.syntax.name}) cannot be decoded: ")
 
 
-def _named(path: Path, error: Exception, what: str = "") -> DicomError:
+def _named(path: File, error: Exception, what: str = "") -> DicomError:
     """Decoders, tables and parsers raise whatever they like on a damaged file."""
     if not isinstance(error, ValueError):
         what = what or "the DICOM header cannot be read: "

@@ -3,7 +3,6 @@
 import io
 import logging
 import math
-import os
 import threading
 import warnings
 import zlib
@@ -23,6 +22,8 @@ from pydicom.uid import (
 )
 
 from data.dicom_tables import Palette, Table, as_pixel, read_lut, read_palette
+from data.facts import Facts, parse_age, parse_sex, parse_spacing
+from data.files import File
 
 # What a deflated file may hold: 1 KB of it can claim 1 MB.
 MAX_INFLATED = 2**28
@@ -56,7 +57,7 @@ class Header(NamedTuple):
     notes: tuple[str, ...]  # What was assumed, for one warning.
 
 
-def read_header(path: Path, *, frame: int | None = None) -> Header:
+def read_header(path: File, *, frame: int | None = None) -> Header:
     """All fields of `Header`; window and rescale are those of `frame` where frames have their own.
 
     Raises:
@@ -72,16 +73,25 @@ def read_header(path: Path, *, frame: int | None = None) -> Header:
         return _header(data, frame or 0)
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Rows and columns, without touching the pixels; raises as `read_header`."""
+def read_facts(path: File) -> tuple[tuple[int, int], Facts]:
+    """`((rows, columns), facts)`, without touching the pixels; raises as `read_header`."""
     with _open(path) as file, quiet():
-        data = _dataset(file, specific_tags=["Rows", "Columns"], stop_before_pixels=True)
+        data = _dataset(file, specific_tags=_FACTS, stop_before_pixels=True)
         if "Rows" not in data or "Columns" not in data:
             raise ValueError("no pixel data in this DICOM file")
+        _check_lengths(data)
         rows, columns = _whole(data, "Rows"), _whole(data, "Columns")
+        facts = Facts(
+            view=str(data.get("ViewPosition") or "").strip(),
+            sex=parse_sex(str(data.get("PatientSex") or "")),
+            age=parse_age(str(data.get("PatientAge") or "")),
+            spacing=parse_spacing(data.get("PixelSpacing") or data.get("ImagerPixelSpacing")),
+            bits=_whole(data, "BitsStored", 0) or None,
+            inverted=str(data.get("PhotometricInterpretation") or "") == "MONOCHROME1",
+        )
     if rows <= 0 or columns <= 0:
         raise ValueError(f"{rows} rows, {columns} columns: no pixel")
-    return rows, columns
+    return (rows, columns), facts
 
 
 def starts_as_dicom(start: bytes) -> bool:
@@ -103,9 +113,10 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
 class _Bounded(io.BufferedReader):
     """A file that never reserves more memory than is left of it, whatever a length field says."""
 
-    def __init__(self, raw: io.FileIO):
+    def __init__(self, raw: io.FileIO | io.BytesIO):
         super().__init__(raw)
-        self._size = os.fstat(raw.fileno()).st_size
+        self._size = self.seek(0, io.SEEK_END)
+        self.seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
         everything = size is None or size < 0
@@ -116,8 +127,10 @@ class _Bounded(io.BufferedReader):
         return content
 
 
-def _open(path: Path) -> _Bounded:
-    return _Bounded(io.FileIO(str(path)))  # pydicom joins the name to its messages.
+def _open(path: File) -> _Bounded:
+    if isinstance(path, Path):
+        return _Bounded(io.FileIO(str(path)))  # pydicom joins the name to its messages.
+    return _Bounded(io.BytesIO(path.read_bytes()))
 
 
 def _check_inflated(content: bytes) -> None:
@@ -296,6 +309,17 @@ _LONGEST: Mapping[str, float] = MappingProxyType(
     | dict.fromkeys(_LUTS, 2**18)
     | {"ModalityLUTSequence": 2**20, "VOILUTSequence": 2**22}
 )
+_FACTS = [
+    "Rows",
+    "Columns",
+    "ViewPosition",
+    "PatientSex",
+    "PatientAge",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "BitsStored",
+    "PhotometricInterpretation",
+]
 _TAGS = (
     *_LONGEST,
     "Rows",

@@ -1,13 +1,13 @@
 """Pixels from PNG, JPEG and other picture files, as a viewer shows them."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from data.dicom import is_dicom, read_dicom_rgb
+from data.files import File
 from pp_jax.preprocess.colour import to_rgb_uint8
 
 # Modes whose arrays mean what `to_rgb_uint8` takes them for. Palettes, CMYK and the like do not.
@@ -18,7 +18,7 @@ class ImageError(ValueError):
     """A file that is not one readable picture; the message names file and reason."""
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: File) -> UInt8[np.ndarray, "H W 3"]:
     """The picture as RGB in 0..255, turned upright as its EXIF orientation says.
 
     Other modes go through `to_rgb_uint8`: alpha is dropped, 16-bit grey spans 0..65535. Of 16-bit
@@ -47,7 +47,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         raise ImageError(f"{path}: {error}") from error
 
 
-def read_any(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def read_any(path: File) -> UInt8[np.ndarray, "H W 3"]:
     """A picture file or a DICOM as RGB in 0..255; which it is, the file's first bytes tell.
 
     A DICOM may lack its preamble, and its colours stay colours.

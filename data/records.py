@@ -4,8 +4,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +12,8 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
+from data.facts import Facts
+from data.files import File
 from data.images import read_any
 
 Box = tuple[float, float, float, float]
@@ -25,11 +26,12 @@ class Record:
 
     id: str
     patient: str
-    image: Path
+    image: File
     boxes: tuple[Box, ...]  # (x0, y0, x1, y1), original frame, edges of pixels.
-    mask: Path | None
+    mask: File | None
     target: Literal["mask", "machine-made", "box"]  # What is known of the true outline.
     label: str
+    facts: Facts = field(default_factory=Facts)
 
 
 class Sample(NamedTuple):
@@ -84,8 +86,8 @@ def object_crops(
                 size = (math.ceil(box[3]), math.ceil(box[2]))
                 yield fill_boxes([box], size=size)[0], np.array(box, np.float32)
         else:
-            with Image.open(record.mask) as file:
-                size = (file.height, file.width)
+            with record.mask.open("rb") as file, Image.open(file) as picture:
+                size = (picture.height, picture.width)
             objects = assign_components(read_mask(record.mask, size=size), record.boxes)
             objects = objects[objects.any((1, 2))]
             yield from zip(objects, tight_boxes(objects), strict=True)
@@ -186,7 +188,7 @@ def _shares(count: int, *, test: float, validation: float) -> tuple[int, int]:
     return tested, min(max(1, round(validation * count)), count - tested - 1)
 
 
-def read_mask(path: Path, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
+def read_mask(path: File, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
     """What is marked in an 8-bit grey picture: the pixels above 127.
 
     Raises:
