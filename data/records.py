@@ -32,6 +32,7 @@ class Record:
     target: Literal["mask", "machine-made", "box"]  # What is known of the true outline.
     label: str
     facts: Facts = field(default_factory=Facts)
+    notes: tuple[str, ...] = ()  # What was put right while reading, "box clipped"; to be counted.
 
 
 class Sample(NamedTuple):
