@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from data import records, sources
+from data import records, sources, splits
 from pp_jax import cli, config, sharding
 from pp_jax.config import EvalConfig
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
@@ -22,7 +22,7 @@ from pp_jax.sam import Sam, sized
 CHOICES = {
     "data": ("", *sources.DATASETS),
     "prompt": ("", *PROTOCOLS),
-    "part": (*reversed(records.PARTS), "all"),
+    "part": (*reversed(splits.PARTS), "all"),
     "recipe": ("", *config.RECIPES),
     "device": cli.DEVICES,
 }

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 
 import pp_jax.config
-from data import pipeline, records, sources
+from data import pipeline, records, sources, splits
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import loop, optimize, runs, trainable
@@ -43,7 +43,7 @@ def main() -> None:
         everything = sources.open_dataset(
             settings.data, Path(settings.data_dir), limit=settings.limit
         )
-        split = records.split_patients(
+        split = splits.split_patients(
             everything, seed=settings.seed, validation=settings.validation, test=settings.test
         )
         part_of = {patient: part for part, patients in split.items() for patient in patients}

@@ -1,4 +1,4 @@
-"""One image of a data set: where it is, what is in it, and the split by patient."""
+"""One image of a data set: where it is, and what is in it."""
 
 import io
 import math
@@ -16,8 +16,6 @@ from data.boxes import Box, check_boxes, fill_boxes, tight_boxes
 from data.facts import Facts
 from data.files import File
 from data.images import read_any
-
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -110,50 +108,6 @@ def assign_components(
     owner = smallest_first[pixels[smallest_first].argmax(0)]
     owner[(pixels.max(0) == 0) | (np.arange(count + 1) == 0)] = -1  # Label 0 is the background.
     return owner[labels] == np.arange(len(boxes))[:, None, None]
-
-
-def split_patients(
-    records: Sequence[Record], *, seed: int, validation: float = 0.1, test: float = 0.2
-) -> dict[str, tuple[str, ...]]:
-    """Sorted patient names of `train`, `validation` and `test`, disjoint, each with at least one.
-
-    A pure function of the set of patients, of who has a finding, and of the seed. Patients with
-    and without findings are shared out separately, so that each part has its share of both.
-
-    Raises:
-      ValueError: Fewer than three patients, or fractions that leave nothing for a part.
-    """
-    if min(validation, test) <= 0 or validation + test >= 1:
-        raise ValueError(f"{validation=} and {test=} must be above 0 and leave something to train")
-    positive = {record.patient for record in records if record.boxes}
-    negative = {record.patient for record in records} - positive
-    if len(positive | negative) < len(PARTS):
-        raise ValueError(
-            f"{len(positive | negative)} patients cannot fill train, validation and test without "
-            "one of them being in two: give at least 3 patients (a higher --limit, or more images)"
-        )
-    rng = np.random.default_rng(seed)
-    strata = [list(rng.permutation(sorted(names))) for names in (positive, negative)]
-    parts: dict[str, list[str]] = {part: [] for part in PARTS}
-    if max(map(len, strata)) < len(PARTS):  # Three or four patients: dealt, positives first.
-        dealt = zip(strata[0] + strata[1], ("train", "test", "validation", "train"), strict=False)
-        for name, part in dealt:
-            parts[part].append(name)
-    else:
-        for names in strata:
-            tested, validated = _shares(len(names), test=test, validation=validation)
-            parts["test"] += names[:tested]
-            parts["validation"] += names[tested : tested + validated]
-            parts["train"] += names[tested + validated :]
-    return {part: tuple(sorted(map(str, names))) for part, names in parts.items()}
-
-
-def _shares(count: int, *, test: float, validation: float) -> tuple[int, int]:
-    """How many of `count` to test and to validate on, so that all three parts get one if 3 can."""
-    if count < len(PARTS):
-        return int(count == 2), 0
-    tested = min(max(1, round(test * count)), count - 2)
-    return tested, min(max(1, round(validation * count)), count - tested - 1)
 
 
 def read_mask(path: File, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:

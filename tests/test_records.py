@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,22 +8,10 @@ from data.records import (
     check_boxes,
     fill_boxes,
     load,
-    split_patients,
     tight_boxes,
 )
 from data.rsna import read_rsna
 from tests.dicom_files import write_dicom
-
-
-def person(name, *, finding):
-    boxes = ((0.0, 0.0, 1.0, 1.0),) if finding else ()
-    return Record(f"{name}-image", name, Path("none"), boxes, None, "box", "")
-
-
-def people(positive, negative):
-    return [person(f"p{i}", finding=True) for i in range(positive)] + [
-        person(f"n{i}", finding=False) for i in range(negative)
-    ]
 
 
 def drawn(*lines):
@@ -158,61 +144,3 @@ def test_real_masks_give_the_boxes_of_the_csv(real_data):
         sample = load(record)
         np.testing.assert_array_equal(sample.boxes, np.reshape(record.boxes, (-1, 4)))
         assert not (sample.objects.any(0) & ~sample.findings).any()
-
-
-# The split.
-
-
-@pytest.mark.parametrize(
-    ("positive", "negative"), [(3, 0), (0, 3), (2, 2), (1, 2), (2, 9), (7, 4), (60, 40)]
-)
-def test_every_patient_is_in_exactly_one_part_and_no_part_is_empty(positive, negative):
-    records = people(positive, negative)
-    for seed in range(5):
-        parts = split_patients(records, seed=seed)
-        assert list(parts) == ["train", "validation", "test"]
-        assert all(parts.values())
-        assert sorted(sum(parts.values(), ())) == sorted({r.patient for r in records})
-
-
-@pytest.mark.parametrize(("positive", "negative"), [(3, 0), (3, 1), (3, 90), (60, 40)])
-def test_every_part_has_a_finding_where_three_patients_have_one(positive, negative):
-    for seed in range(5):
-        parts = split_patients(people(positive, negative), seed=seed)
-        assert all(any(name.startswith("p") for name in part) for part in parts.values())
-
-
-def test_the_parts_have_their_fractions_and_their_share_of_findings():
-    parts = split_patients(people(60, 40), seed=0, validation=0.1, test=0.2)
-    counts = {
-        part: [sum(n[0] == kind for n in names) for kind in "pn"] for part, names in parts.items()
-    }
-    assert counts == {"train": [42, 28], "validation": [6, 4], "test": [12, 8]}
-
-
-def test_the_split_depends_on_the_patients_and_the_seed_only():
-    records = people(20, 30)
-    again = [*reversed(records), *records[:7]]
-    assert split_patients(records, seed=3) == split_patients(again, seed=3)
-    assert split_patients(records, seed=3) != split_patients(records, seed=4)
-
-
-@pytest.mark.parametrize(("validation", "test"), [(0.45, 0.5), (0.6, 0.3), (0.01, 0.02)])
-@pytest.mark.parametrize("count", [3, 4, 5])
-def test_lopsided_fractions_leave_no_part_empty(count, validation, test):
-    for records in (people(count, 0), people(0, count), people(count, 40)):
-        parts = split_patients(records, seed=0, validation=validation, test=test)
-        kind = records[0].patient[0]
-        assert all(any(name[0] == kind for name in names) for names in parts.values())
-
-
-@pytest.mark.parametrize("count", [0, 1, 2])
-def test_fewer_than_three_patients_are_an_error(count):
-    with pytest.raises(ValueError, match=rf"{count} patients cannot fill.*--limit"):
-        split_patients(people(count, 0) * 2, seed=0)
-
-
-@pytest.mark.parametrize(("validation", "test"), [(0, 0.2), (0.1, 0), (0.5, 0.5)])
-def test_fractions_that_empty_a_part_are_an_error(validation, test):
-    with pytest.raises(ValueError, match="leave something to train"):
-        split_patients(people(5, 5), seed=0, validation=validation, test=test)

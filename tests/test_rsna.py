@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from data.dicom import DicomError
-from data.records import load, split_patients
+from data.records import load
 from data.rsna import find_patients, parse_labels, read_rsna
 from data.sources import DATASETS, open_dataset
+from data.splits import split_patients
 from tests.dicom_files import HEADER, write_set
 
 LABELS = "b,5,6,10,20,1\na,,,,,0\nb,30,1,20,8,1\nc,0,0,60,40,1\n"

@@ -9,8 +9,9 @@ from PIL import Image
 
 from data import synthetic
 from data.dicom import read_dicom
-from data.records import load, split_patients
+from data.records import load
 from data.rsna import read_rsna
+from data.splits import split_patients
 from data.synthetic import generate
 
 SMALL = {"images": 24, "seed": 5, "side": 128}

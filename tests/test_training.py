@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 import train as train_front
-from data.records import load, object_crops, split_patients
+from data.records import load, object_crops
 from data.rsna import read_rsna
+from data.splits import split_patients
 from pp_jax import checkpoints
 from pp_jax.config import TrainConfig, resolve
 from pp_jax.evaluate.controls import CONTROLS, fit_mean_shape, mean_shape
