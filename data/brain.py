@@ -25,8 +25,9 @@ OBTAIN_YES_NO = (
     "and unzip it there (folders yes and no)"
 )
 OBTAIN_SEG = (
-    "get figshare's brain_tumor_dataset (1512427) and write each slice as images/<number>.png and "
-    "masks/<number>.png there; groups.csv (image,group) tells the heads apart"
+    "get figshare's brain_tumor_dataset (1512427) and write each slice as "
+    "`images/<number>.png` and `masks/<number>.png` there; `groups.csv` (image,group) tells the "
+    "heads apart"
 )
 ANSWERS = ("yes", "no")
 DUPLICATES, GROUPS = "duplicates.csv", "groups.csv"

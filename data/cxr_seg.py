@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
+from PIL import Image, ImageChops
 
 from data.annotated import (
     Header,
@@ -63,7 +63,8 @@ def read_cxr_seg(folder: Path, *, limit: int | None = None) -> list[Record]:
     """One record per annotated image, in the order of the names.
 
     Images without annotation, and those of another size than was annotated, are left out with a
-    warning. A record's notes name what is not drawn in it: a lung, or a lesion that its row has no mask of.
+    warning. A record's notes name what is not drawn in it: a lung, or a lesion whose row has no
+    mask.
 
     Args:
       folder: Holds the files named in this module's docstring.
@@ -141,9 +142,10 @@ def draw_parts(size: tuple[int, int], parts: Sequence[Part]) -> Bool[np.ndarray,
         with part.mask.open("rb") as file:
             try:
                 with Image.open(file) as picture:
-                    marked = np.asarray(picture.convert("RGB")).any(-1)
+                    red, green, blue = picture.convert("RGB").split()
             except (OSError, SyntaxError) as error:
                 raise ValueError(f"{part.mask}: damaged ({error}); get it again") from error
+        marked = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) > 0
         bottom, right = part.top + marked.shape[0], part.left + marked.shape[1]
         if min(part.top, part.left) < 0 or bottom > size[0] or right > size[1]:
             raise ValueError(

@@ -44,9 +44,9 @@ from data.records import Record
 from data.tables import read_rows
 
 OBTAIN = (
-    "a folder of your own has images/*.png (or .jpg, .dcm) and masks/<name>.png (8-bit grey, white "
-    "is marked), or nnU-Net's imagesTr, labelsTr and dataset.json, or a COCO JSON, or a CSV with "
-    "image,x0,y0,x1,y1; `python -m pp_jax.predict --as-dataset DIR` writes the first"
+    "a folder of your own has `images/*.png` (or .jpg, .dcm) and `masks/<name>.png` (8-bit grey, "
+    "white is marked), or nnU-Net's imagesTr, labelsTr and dataset.json, or a COCO JSON, or a CSV "
+    "with image,x0,y0,x1,y1; `python -m pp_jax.predict --as-dataset DIR` writes the first"
 )
 IMAGES, MASKS, PATIENTS, PROVENANCE = "images", "masks", "patients.csv", "provenance.csv"
 
