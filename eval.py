@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from data import records, sources, splits
+from data import records, sources, splits, targets
 from pp_jax import cli, config, sharding
 from pp_jax.config import EvalConfig
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
@@ -21,6 +21,7 @@ from pp_jax.sam import Sam, sized
 
 CHOICES = {
     "data": ("", *sources.DATASETS),
+    "target": targets.TARGETS,
     "prompt": ("", *PROTOCOLS),
     "part": (*reversed(splits.PARTS), "all"),
     "recipe": ("", *config.RECIPES),
@@ -47,7 +48,9 @@ def main() -> None:
             roi=settings.roi,
         )
         require_boxes(settings)
-        everything = sources.open_dataset(settings.data, Path(settings.data_dir))
+        everything = records.draw_as(
+            sources.open_dataset(settings.data, Path(settings.data_dir)), settings.target
+        )
         chosen = choose(everything, settings, loaded, folder)
         model = Sam(sized(loaded.variant, settings.image_size))
         stage = make_stage(look, side=model.config.image_size)
@@ -120,11 +123,12 @@ def choose(
             f"{settings.data_dir}: no image to score with --prompt {settings.prompt} in part "
             f"{part!r}; choose another --part, or --prompt none for images without boxes"
         )
-    boxes = [record.id for record in chosen if record.target == "box" and record.boxes]
+    boxes = [record for record in chosen if record.from_box and record.boxes]
     if settings.prompt == "box" and boxes:
         raise ValueError(
-            f"{settings.data_dir}: {len(boxes)} images (first: {boxes[0]}) have boxes and no "
-            "masks, so a box prompt would be the answer itself; use --prompt point or none"
+            f"{settings.data_dir}: {len(boxes)} images (first: {boxes[0].id}) have no masks as "
+            f"targets (target: {boxes[0].kind}), so a box prompt would contain the answer; use "
+            "--prompt point or none"
         )
     count = len({record.patient for record in chosen})
     whose = "" if own else " (not a run's own data)"
@@ -148,7 +152,16 @@ def make_atlas(
 
 def read(record: records.Record) -> Subject:
     """The record with its pixels."""
-    return Subject(record.id, record.patient, record.target, *records.load(record))
+    sample = records.load(record)
+    return Subject(
+        record.id,
+        record.patient,
+        sample.target,
+        sample.image,
+        sample.objects,
+        sample.boxes,
+        sample.findings,
+    )
 
 
 if __name__ == "__main__":

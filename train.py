@@ -1,10 +1,11 @@
 """`python train.py`: fine-tune SAM. See `python train.py --help`."""
 
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import pp_jax.config
-from data import pipeline, records, sources, splits
+from data import pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import loop, optimize, runs, trainable
@@ -17,6 +18,7 @@ CHOICES = {
     "init": ("checkpoint", "random"),
     "preprocess": ("", *PREPARATIONS),
     "data": sources.DATASETS,
+    "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
     "prompt": prompts.SAMPLERS,
     "recipe": ("", *pp_jax.config.RECIPES),
@@ -48,7 +50,7 @@ def main() -> None:
         )
         part_of = {patient: part for part, patients in split.items() for patient in patients}
         parts: dict[str, list[records.Record]] = {part: [] for part in split}
-        for record in everything:
+        for record in records.draw_as(everything, settings.target):
             parts[part_of[record.patient]].append(record)
         print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
         feed = make_feed(settings, parts)
@@ -59,12 +61,12 @@ def main() -> None:
 
 def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> loop.Feed:
     """Batches of the run's own training and validation parts."""
-    boxes_only = [r for r in parts["train"] if r.target == "box" and r.boxes]
-    same = settings.prompt == "box" and bool(boxes_only)
-    if same:
+    kinds = Counter(r.kind for r in parts["train"] if r.from_box and r.boxes)
+    same = settings.prompt == "box" and bool(kinds)
+    for kind, count in kinds.items() if same else ():
         warnings.warn(
-            f"{len(boxes_only)} training images have boxes and no masks: with --prompt box, prompt "
-            "and target are the same, and a low loss says nothing about the image",
+            f"{count} training images have no masks as targets (target: {kind}): with --prompt "
+            "box, the prompt contains the target, and a low loss says nothing about the image",
             stacklevel=2,
         )
     common = {

@@ -181,15 +181,15 @@ def _cut(sample: Sample, window: roi.Window, *, record: Record) -> Sample:
             f"shown of the image ({window}) and are dropped",
             stacklevel=2,
         )
-    if record.mask is None:
+    if record.from_box:
         boxes = roi.clip_boxes(roi.to_window(sample.boxes[held], window), size=size)
     else:
         boxes = tight_boxes(objects[held])
-    return Sample(
-        roi.crop(sample.image, window),
-        objects[held],
-        boxes.astype(np.float32),
-        roi.crop(sample.findings, window),
+    return sample._replace(
+        image=roi.crop(sample.image, window),
+        objects=objects[held],
+        boxes=boxes.astype(np.float32),
+        findings=roi.crop(sample.findings, window),
     )
 
 

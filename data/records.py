@@ -4,7 +4,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from data.boxes import Box, check_boxes, fill_boxes, tight_boxes
 from data.facts import Facts
 from data.files import File
 from data.images import read_any
+from data.targets import TARGETS, draw_objects
+from pp_jax.preprocess.colour import to_grey
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,17 @@ class Record:
     label: str
     facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()  # What was put right while reading, "box clipped"; to be counted.
+    drawn: str = "mask"  # How its objects are drawn: a row of `TARGETS`.
+
+    @property
+    def from_box(self) -> bool:
+        """Whether its objects are made of its boxes, so that nobody drew their outlines."""
+        return self.mask is None or not TARGETS[self.drawn].outline
+
+    @property
+    def kind(self) -> str:
+        """What its objects are, for tables: `target`, or what was made of the boxes."""
+        return TARGETS[self.drawn].kind if self.from_box else self.target
 
 
 class Sample(NamedTuple):
@@ -40,6 +53,8 @@ class Sample(NamedTuple):
     objects: Bool[np.ndarray, "N H W"]  # One per box that holds something.
     boxes: Float32[np.ndarray, "N 4"]  # Tight around each object, or the annotated boxes.
     findings: Bool[np.ndarray, "H W"]  # All that was marked, in a box or not.
+    target: str  # `Record.kind`.
+    notes: tuple[str, ...]  # Objects that could not be drawn as the record asks.
 
 
 def load(record: Record) -> Sample:
@@ -48,7 +63,8 @@ def load(record: Record) -> Sample:
     With a mask file, an object is all components (8-connectivity) that lie mostly in its box; a
     component in no box counts in `findings` only; a box without a component is left out, with a
     warning that names it (a warning because nobody would call a function that counts them).
-    Without one, an object is its filled box: the pixels whose centre lies inside.
+    Without one, or where the record asks for it, an object is drawn from its box by a row of
+    `TARGETS`: by default all pixels whose centre lies inside. Where that fails a warning says so.
 
     Raises:
       ValueError: A box outside the image, or a mask of another size or kind.
@@ -57,11 +73,15 @@ def load(record: Record) -> Sample:
     image = read_any(record.image)
     size = image.shape[:2]
     check_boxes(record.boxes, size=size, where=f"{record.image}")
-    if record.mask is None:
-        objects = fill_boxes(record.boxes, size=size)
+    if record.from_box:
+        # A shape asks for the image's size alone.
+        grey = to_grey(image) if TARGETS[record.drawn].reads else image[:, :, 0]
+        objects, notes = draw_objects(grey, record.boxes, target=record.drawn)
+        for note in notes:
+            warnings.warn(f"{record.id}: {note}", stacklevel=2)
         held = objects.any((1, 2))  # A box thinner than a pixel may hold no pixel's centre.
         boxes = np.array(record.boxes, np.float32).reshape(-1, 4)
-        return Sample(image, objects[held], boxes[held], objects.any(0))
+        return Sample(image, objects[held], boxes[held], objects.any(0), record.kind, notes)
     findings = read_mask(record.mask, size=size)
     objects = assign_components(findings, record.boxes)
     found = objects.any((1, 2))
@@ -69,21 +89,36 @@ def load(record: Record) -> Sample:
         lost = [box for box, kept in zip(record.boxes, found, strict=True) if not kept]
         warnings.warn(f"{record.mask}: nothing is marked inside box {lost[0]}", stacklevel=2)
     objects = objects[found]
-    return Sample(image, objects, tight_boxes(objects), findings)
+    return Sample(image, objects, tight_boxes(objects), findings, record.kind, ())
+
+
+def draw_as(records: Iterable[Record], target: str) -> list[Record]:
+    """The records with their objects to be drawn by a row of `TARGETS`.
+
+    Raises:
+      ValueError: No such row.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"unknown target {target!r}; choose from {', '.join(TARGETS)}")
+    return [replace(record, drawn=target) for record in records]
 
 
 def object_crops(
     records: Iterable[Record],
 ) -> Iterator[tuple[Bool[np.ndarray, "H W"], Float32[np.ndarray, " 4"]]]:
-    """Each object's mask and tight box, original frame, without decoding an image where possible.
+    """Each object's mask and box, original frame, without decoding an image where possible.
 
-    An object known by its box alone is that box, filled, on a canvas that just holds it.
+    An object that is a shape in its box lies on a canvas that just holds it.
     """
     for record in records:
-        if record.mask is None:
+        if record.from_box and TARGETS[record.drawn].reads:
+            sample = load(record)
+            yield from zip(sample.objects, sample.boxes, strict=True)
+        elif record.from_box:
             for box in record.boxes:
-                size = (math.ceil(box[3]), math.ceil(box[2]))
-                yield fill_boxes([box], size=size)[0], np.array(box, np.float32)
+                canvas = np.zeros((math.ceil(box[3]), math.ceil(box[2])), np.uint8)
+                (drawn,), _ = draw_objects(canvas, [box], target=record.drawn)
+                yield drawn, np.array(box, np.float32)
         else:
             with record.mask.open("rb") as file, Image.open(file) as picture:
                 size = (picture.height, picture.width)

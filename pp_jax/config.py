@@ -40,6 +40,9 @@ class TrainConfig:
     """Data set."""
     data_dir: str = ""
     """Its folder; default: datasets/DATA."""
+    target: str = "mask"
+    """What a finding's pixels are: `mask`, the outline where it is known and the filled box
+    elsewhere; or made of its box everywhere: the box, its ellipse, or a pseudo-mask within it."""
     out: str = ""
     """Folder of the run; default: runs/VARIANT-DATA-PROMPT-FILTER."""
     trainable: str = ""
@@ -121,6 +124,9 @@ class EvalConfig:
     """Data set; default: the run's."""
     data_dir: str = ""
     """Its folder; default: the run's, or datasets/DATA."""
+    target: str = "mask"
+    """What is scored against, whatever the run was trained on: `mask`, the outline where it is
+    known and the filled box elsewhere; or made of the box everywhere, and then no true outline."""
     out: str = ""
     """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-...; a filter other
     than the run's is in the name."""
@@ -201,6 +207,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         parts = [config.variant, config.data, config.prompt, *_look_name(look_of(config))]
         if config.augment != "none":
             parts.append(config.augment.translate(_SAFE))
+        parts += _target_name(config.target)
         fills["out"] = "runs/" + "-".join(parts)
     config = dataclasses.replace(config, **fills)
     if config.trainable.endswith("+fusion") != (config.fusion == "learned"):
@@ -286,6 +293,10 @@ def _look_name(look: Look) -> list[str]:
     return [part.translate(_SAFE) for part in parts]
 
 
+def _target_name(target: str) -> list[str]:
+    return [] if target == "mask" else [f"on_{target}"]
+
+
 _SAFE = str.maketrans({">": "+", ":": "_", "=": "", ",": "&", " ": ""})
 _WEIGHTED = ("blend", "add-edges")
 
@@ -330,7 +341,9 @@ def resolve_eval(
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
     _check_seed(settings.seed)
     other_look = () if shown == look else _look_name(shown)
-    report = "-".join(("eval", data, prompt, *other_look, settings.part))
+    report = "-".join(
+        ("eval", data, prompt, *other_look, *_target_name(settings.target), settings.part)
+    )
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
     joint = "/" if run is not None else "-"
     return dataclasses.replace(

@@ -143,7 +143,7 @@ def test_a_box_prompt_on_box_targets_is_marked_in_training(tmp_path, monkeypatch
         ended = front("train.py", *flags(bad_set(tmp_path / "set"), tmp_path / "run"))
     assert ended.code == 0, ended.err
     assert feeds[0].facts == {"prompt_is_target": True}
-    assert "warning: 4 training images have boxes and no masks" in ended.err
+    assert "warning: 4 training images have no masks as targets (target: box)" in ended.err
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(data, tmp_path, monkeypatch):

@@ -1,3 +1,6 @@
+import dataclasses
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -6,11 +9,15 @@ from data.records import (
     Record,
     assign_components,
     check_boxes,
+    draw_as,
     fill_boxes,
     load,
+    object_crops,
     tight_boxes,
 )
 from data.rsna import read_rsna
+from data.targets import TARGETS
+from pp_jax.evaluate.controls import filled_box, inscribed_ellipse
 from tests.dicom_files import write_dicom
 
 
@@ -59,6 +66,74 @@ def test_a_box_that_holds_no_pixel_centre_is_no_object(record):
     sample = load(record(None, (2.6, 1.0, 2.9, 3.0), (4.0, 1.0, 6.0, 3.0)))
     assert sample.boxes.tolist() == [[4, 1, 6, 3]]
     assert sample.objects.sum((1, 2)).tolist() == [4]
+
+
+SPOT = ("....", ".##.", ".#..")
+
+
+@pytest.mark.parametrize("name", ["box", "ellipse"])
+def test_objects_drawn_from_boxes_forget_the_mask_and_keep_the_annotated_boxes(record, name):
+    boxes = ((1.0, 1.0, 6.0, 5.0), (6.5, 2.0, 9.5, 8.0))
+    (asked,) = draw_as([record(SPOT, *boxes)], name)
+    sample = load(asked)
+    shapes = {"box": filled_box, "ellipse": inscribed_ellipse}
+    for pixels, box in zip(sample.objects, boxes, strict=True):
+        np.testing.assert_array_equal(pixels, shapes[name]((8, 10), np.array([box], np.float32)))
+    np.testing.assert_array_equal(sample.boxes, boxes)
+    np.testing.assert_array_equal(sample.findings, sample.objects.any(0))
+
+
+@pytest.mark.parametrize(
+    ("known", "row", "kind", "from_box"),
+    [
+        ("mask", "mask", "mask", False),
+        ("machine-made", "mask", "machine-made", False),
+        ("box", "mask", "box", True),
+        ("mask", "box", "box", True),
+        ("box", "ellipse", "ellipse from box", True),
+        ("machine-made", "otsu", "otsu from box", True),
+    ],
+)
+def test_a_record_and_its_sample_say_what_the_target_is(record, known, row, kind, from_box):
+    given = record(None if known == "box" else SPOT, (0.0, 0.0, 4.0, 3.0))
+    (asked,) = draw_as([dataclasses.replace(given, target=known)], row)
+    assert (asked.kind, asked.from_box) == (kind, from_box)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert load(asked).target == kind
+
+
+def test_an_object_that_could_not_be_drawn_as_asked_is_told_in_its_sample(record):
+    (asked,) = draw_as([record(None, (1.0, 1.0, 7.0, 6.0))], "otsu")
+    with pytest.warns(UserWarning, match=r"^a: otsu: ellipse in its place"):
+        sample = load(asked)  # All pixels are 90.
+    assert sample.notes == (
+        "otsu: ellipse in its place, too little found in box (1.0, 1.0, 7.0, 6.0)",
+    )
+    assert load(record(None, (1.0, 1.0, 7.0, 6.0))).notes == ()
+
+
+def test_an_unknown_target_is_an_error_that_names_the_choices():
+    with pytest.raises(ValueError, match="unknown target 'circle'; choose from mask, box"):
+        draw_as([], "circle")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_crop_is_the_object_in_its_box_as_it_is_loaded(tmp_path, name):
+    y, x = np.indices((50, 70))
+    bumps = ((np.hypot(x - 20, y - 17) < 9) | (np.hypot(x - 45, y - 32) < 14)) * 120
+    pixels = (60 + bumps + (x + y) % 7).astype(np.uint8)
+    image = write_dicom(tmp_path / "a.dcm", pixels)
+    boxes = ((3.0, 4.0, 40.0, 30.0), (20.5, 15.5, 69.0, 49.5))
+    (record,) = draw_as([Record("a", "p", image, boxes, None, "box", "")], name)
+    sample = load(record)
+    crops = list(object_crops([record]))
+    assert len(crops) == 2
+    for (drawn, box), whole, told in zip(crops, sample.objects, sample.boxes, strict=True):
+        np.testing.assert_array_equal(box, told)
+        assert drawn.sum() == whole.sum() > 0
+        held = whole[: drawn.shape[0], : drawn.shape[1]]
+        np.testing.assert_array_equal(drawn, held)
 
 
 def test_a_component_belongs_whole_to_the_box_with_most_of_its_pixels():

@@ -1,4 +1,6 @@
+import dataclasses
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -6,11 +8,16 @@ import pytest
 from scipy import ndimage
 from skimage import measure
 
-from data.records import load
+import eval as eval_front
+from data.records import Record, draw_as, load
 from data.rsna import read_rsna
 from data.targets import LEAST, TARGETS, draw_objects
+from pp_jax.config import EvalConfig, Look, TrainConfig, differences, resolve, resolve_eval
+from pp_jax.evaluate import report
 from pp_jax.evaluate.controls import inscribed_ellipse
 from pp_jax.evaluate.metrics import dice
+from pp_jax.evaluate.statistics import Interval, Summary
+from pp_jax.finetune.runs import Loaded
 
 DERIVED = [name for name, row in TARGETS.items() if row.reads]
 BOXES = [(20.0, 30.0, 100.0, 90.0), (3.4, 2.6, 17.5, 40.2), (0.0, 0.0, 128.0, 96.0)]
@@ -185,6 +192,54 @@ def test_no_kind_of_target_from_a_box_is_called_a_mask():
     assert {row.kind for row in TARGETS.values()}.isdisjoint({"mask", "machine-made"})
     kinds = [row.kind for row in TARGETS.values() if not row.outline]
     assert len(set(kinds)) == len(kinds)
+
+
+# What the fronts make of them.
+
+
+def scored(settings):
+    """What `eval.py` scores of two patients with an outline and a box each."""
+    known = [
+        Record(name, name, Path(name), ((0.0, 0.0, 9.0, 9.0),), Path(name), "mask", "")
+        for name in ("a", "b")
+    ]
+    weights = Loaded("tiny", {}, None, None, Look())
+    return eval_front.choose(draw_as(known, settings.target), settings, weights, Path("weights"))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_box_prompt_is_refused_wherever_the_target_is_made_of_the_box(name):
+    settings = EvalConfig(data_dir="set", target=name, prompt="box")
+    if name == "mask":
+        assert len(scored(settings)) == 2
+        return
+    with pytest.raises(ValueError, match=rf"set: 2 images \(first: a\).*{TARGETS[name].kind}"):
+        scored(settings)
+    for prompt in ("point", "none"):
+        chosen = scored(dataclasses.replace(settings, prompt=prompt))
+        assert {record.kind for record in chosen} == {TARGETS[name].kind}
+
+
+def test_a_table_says_of_each_target_from_a_box_that_nobody_drew_it():
+    score = Interval(0.5, 0.4, 0.6, 2, 2, 0.95)
+    line = Summary("SAM", "one click", "mask", score, score, None, 0, 0)
+    assert "not drawn" not in report.table([line])
+    for row in TARGETS.values():
+        told = report.table([line, line._replace(target=row.kind)])
+        assert f"Target {row.kind}: " in told
+        assert f"| {row.kind} " in told
+
+
+def test_the_target_is_in_the_names_of_runs_and_reports_and_in_what_makes_them_differ():
+    runs, reports = set(), set()
+    for name in TARGETS:
+        run = resolve(TrainConfig(target=name))
+        runs.add(run.out)
+        asked = resolve_eval(EvalConfig(target=name), folder="w", run=run, look=Look())
+        reports.add(asked.out)
+        assert ("target" in differences({}, run)) == (name != "mask")
+    assert len(runs) == len(reports) == len(TARGETS)
+    assert "runs/tiny-synthetic-box-none" in runs
 
 
 def test_on_real_boxes_every_row_draws_every_object_within_its_box(real_data):

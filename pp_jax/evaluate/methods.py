@@ -19,7 +19,7 @@ class Subject(NamedTuple):
 
     id: str
     patient: str
-    target: str  # "mask", or "box": the true outline is unknown.
+    target: str  # "mask"; "box", "... from box": the true outline is unknown.
     image: UInt8[np.ndarray, "H W 3"]
     objects: Bool[np.ndarray, "N H W"]
     boxes: Float[np.ndarray, "N 4"]

@@ -83,8 +83,12 @@ def table(summaries: Sequence[Summary]) -> str:
         "Mean over images; interval: bootstrap over patients. "
         "empty: images where both masks are empty (score 1) + where one is (score 0)."
     )
-    if any(summary.target == "box" for summary in summaries):
+    kinds = dict.fromkeys(summary.target for summary in summaries)
+    if "box" in kinds:
         notes += "\nTarget box: the true outline is unknown, the score is against rectangles."
+    for kind in kinds:
+        if kind.endswith("from box"):
+            notes += f"\nTarget {kind}: made of the box, not drawn by a reader; no true outline."
     return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rules, *lines[1:]]) + (
         f"\n\n{notes}\n"
     )

@@ -29,7 +29,7 @@ class Summary(NamedTuple):
 
     method: str
     protocol: str
-    target: str  # "mask", or "box" where Dice is against rectangles.
+    target: str  # "mask"; "box" where Dice is against rectangles; "... from box".
     dice: Interval
     iou: Interval
     predicted_iou: float | None  # Mean over the images that have one; None if none has.
