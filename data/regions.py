@@ -87,7 +87,7 @@ def fill_runs(runs: Runs) -> Bool[np.ndarray, "H W"]:
 
 
 def unpack_counts(packed: str) -> list[int]:
-    """The run lengths that pycocotools packs: six bits a character, differences from the third on.
+    """The run lengths that pycocotools packs: six bits a character, differences from the fourth on.
 
     Raises:
       ValueError: Characters that it does not use, or a cut-off end.

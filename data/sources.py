@@ -22,6 +22,8 @@ class Dataset:
     licence: str  # Of pictures and annotations, in one line.
     source_of: frozenset[str] = frozenset()  # Collections that its pictures come from, if known.
     labels: str = ""  # What `label` chooses among, where `read` takes it.
+    located: bool = True  # Whether it says where something is; else an image without boxes is no
+    # image without findings.
 
 
 def open_dataset(
@@ -47,6 +49,15 @@ def open_dataset(
         able = ", ".join(name for name, row in DATASETS.items() if row.labels)
         raise ValueError(f"{name} has no labels to choose {label!r} from; {able} have")
     return row.read(Path(folder), limit=limit, **({"label": label} if label else {}))
+
+
+def check_located(name: str) -> None:
+    """Nothing, or a ValueError: a data set that marks nothing is no target for a segmentation."""
+    if not _row(name).located:
+        raise ValueError(
+            f"{name} says what an image shows and not where, so that nothing can be learnt or scored "
+            f"on it; choose from {', '.join(n for n, row in DATASETS.items() if row.located)}"
+        )
 
 
 def check_apart(train: str, test: str) -> None:
@@ -119,6 +130,7 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             obtain=brain.OBTAIN_YES_NO,
             licence="unclear: local use only",
             source_of=frozenset({"kaggle-navoneel-brain-mri"}),
+            located=False,
         ),
         "brain_seg": Dataset(
             brain.read_brain_seg,

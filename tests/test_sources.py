@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data.sources import DATASETS, check_apart, open_dataset
+from data.sources import DATASETS, check_apart, check_located, open_dataset
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
 
@@ -56,3 +56,12 @@ def test_sets_of_one_source_do_not_test_each_other():
 def test_a_label_is_refused_where_there_are_none(tmp_path):
     with pytest.raises(ValueError, match=r"cxr_seg has no labels .*'lung'.*; folder, nih have"):
         open_dataset("cxr_seg", tmp_path, label="lung")
+
+
+def test_a_set_that_marks_nothing_is_no_target():
+    for name in DATASETS:
+        if name == "brain_yes_no":
+            with pytest.raises(ValueError, match="brain_yes_no says what .* not where"):
+                check_located(name)
+        else:
+            check_located(name)
