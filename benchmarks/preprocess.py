@@ -40,6 +40,7 @@ from pp_jax import prompts, sharding, tree
 from pp_jax.config import Look
 from pp_jax.finetune.step import State, make_step, make_terms
 from pp_jax.finetune.trainable import POLICIES
+from pp_jax.memory import keep_freed_memory
 from pp_jax.preprocess import geometry, specs
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.filters import FILTERS
@@ -76,6 +77,7 @@ def main() -> None:
     """Measure, and print the tables."""
     settings = tyro.cli(Benchmark)
     cv2.setNumThreads(settings.threads)
+    keep_freed_memory()  # As the fronts do; the peers gain by it, too.
     print_machine(settings)
     batch, sizes = read_batch(settings)
     rows = {name: time_row(name, batch, sizes, settings) for name in tqdm(settings.filters)}

@@ -15,6 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import jax
 import tyro
 
+from pp_jax.memory import keep_freed_memory
+
 T = TypeVar("T")
 
 
@@ -122,6 +124,8 @@ def devices(name: str) -> list[jax.Device]:
     if name != "auto":
         # A device of this process: the first of all may be another host's.
         jax.config.update("jax_default_device", jax.local_devices(backend=name)[0])
+    if found[0].platform == "cpu":
+        keep_freed_memory()
     print(f"devices: {len(found)} x {found[0].device_kind} ({found[0].platform})")
     return found
 

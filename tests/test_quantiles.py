@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pp_jax.preprocess.quantiles import masked_quantile
+from pp_jax.preprocess.quantiles import masked_quantiles
 
 RNG = np.random.default_rng(0)
 SHAPE = (40, 33)
@@ -17,7 +17,7 @@ KINDS = {
     "flat": np.full(SHAPE, 77.3),
 }
 QUANTILES = (0.0, 1e-4, 0.01, 1 / 3, 0.5, 0.9, 0.99, 1.0)
-quantiles = jax.jit(lambda x, valid: jnp.stack([masked_quantile(x, valid, q=q) for q in QUANTILES]))
+quantiles = jax.jit(partial(masked_quantiles, shares=QUANTILES))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,11 +52,11 @@ def test_batched_quantiles_equal_those_one_by_one():
 
 def test_a_quantile_has_no_gradient():
     x = jnp.asarray(KINDS["fractional"], jnp.float32)
-    median = partial(masked_quantile, valid=jnp.ones(SHAPE, bool), q=0.5)
-    np.testing.assert_array_equal(jax.grad(median)(x), np.zeros(SHAPE))
+    median = partial(masked_quantiles, valid=jnp.ones(SHAPE, bool), shares=[0.5])
+    np.testing.assert_array_equal(jax.grad(lambda x: median(x)[0])(x), np.zeros(SHAPE))
 
 
 @pytest.mark.parametrize("q", [-0.1, 1.1, float("nan")])
 def test_a_share_outside_zero_to_one_is_refused(q):
     with pytest.raises(ValueError, match=f"q={q}"):
-        masked_quantile(jnp.zeros((2, 2)), jnp.ones((2, 2), bool), q=q)
+        masked_quantiles(jnp.zeros((2, 2)), jnp.ones((2, 2), bool), shares=[0.5, q])

@@ -1,5 +1,7 @@
 from fractions import Fraction
 from functools import cache, partial
+from itertools import permutations
+from math import inf
 
 import cv2
 import jax
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image
 from skimage.filters import threshold_otsu
 
-from pp_jax.preprocess.ratios import compare_ratios, difference, limbs, product
+from pp_jax.preprocess.ratios import difference, first_least, limbs, product
 from pp_jax.preprocess.responses import respond
 from pp_jax.preprocess.texture import entropy
 from pp_jax.preprocess.thresholds import otsu, otsu_threshold
@@ -156,11 +158,18 @@ def values(numbers):
     return [sum(int(limb) << 12 * i for i, limb in enumerate(n)) for n in np.asarray(numbers).T]
 
 
-def test_ratios_are_compared_exactly():
-    numerators = [0, 1, 2, 2**31 - 1, 2**31 - 2, 10**9, 10**9 - 1]
-    denominators = [5, 3, 6, 2**31 - 2, 2**31 - 3, 10**9 - 1, 10**9 - 2]
-    got = compare_ratios(
-        *(limbs(jnp.array(n, jnp.int32), count=3) for n in (numerators, denominators))
-    )
-    ratios = list(map(Fraction, numerators, denominators))
-    np.testing.assert_array_equal(got, [[(a > b) - (a < b) for b in ratios] for a in ratios])
+def test_the_least_ratio_is_found_exactly():
+    numerators = [5, 1, 2, 2**31 - 1, 2**31 - 2, 10**9, 10**9 - 1]
+    denominators = [0, 3, 6, 2**31 - 2, 2**31 - 3, 10**9 - 1, 10**9 - 2]
+
+    @jax.jit
+    def found(chosen):
+        both = (jnp.array(x, jnp.int32)[chosen] for x in (numerators, denominators))
+        return first_least(*(limbs(x, count=3) for x in both))
+
+    for chosen in permutations(range(7), 3):
+        ratios = [
+            Fraction(numerators[i], denominators[i]) if denominators[i] else inf for i in chosen
+        ]
+        assert found(jnp.array(chosen)) == ratios.index(min(ratios)), chosen
+    assert found(jnp.arange(7)) == 1

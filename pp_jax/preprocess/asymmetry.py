@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int, Int32
 
 from pp_jax.preprocess.histograms import nearest_levels
-from pp_jax.preprocess.ratios import compare_ratios, limbs
+from pp_jax.preprocess.ratios import first_least, limbs
 from pp_jax.preprocess.responses import Filter, inside
 
 # Horizontal bands over which rows are added up before both sides are compared: noise averages out.
@@ -46,8 +46,7 @@ def mid_line(levels: Int32[Array, "H W"], size: Int[Array, "2"]) -> Int32[Array,
     allowed = jnp.abs(steps) <= valid // 5
     totals = valid - 1 + jnp.where(allowed, steps, 0)
     differences, columns = jax.lax.map(difference, totals)
-    order = compare_ratios(limbs(differences, count=3), limbs(columns, count=1))
-    return totals[jnp.argmax((order <= 0).all(1))]
+    return totals[first_least(limbs(differences, count=3), limbs(columns, count=1))]
 
 
 def _band_sums(levels: Int32[Array, "H W"], height: Int[Array, ""]) -> Int32[Array, "bands W"]:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Num
 
+from pp_jax.preprocess.batching import image_by_image
 from pp_jax.preprocess.gradients import NORMS, SOBEL, sobel_gradients
 from pp_jax.preprocess.hysteresis import hysteresis
-from pp_jax.preprocess.quantiles import masked_quantile
+from pp_jax.preprocess.quantiles import masked_quantiles
 from pp_jax.preprocess.responses import Filter, correlate, inside, opaque_zero
 from pp_jax.preprocess.smoothing import gaussian_kernel
 
@@ -53,7 +54,9 @@ def canny(*, low: float = 50.0, high: float = 150.0, aperture: int = 3, norm: st
         edges = integer_edges(padded, size, jnp.asarray(limits), aperture=aperture, norm=norm)
         return jnp.where(edges, 255.0, 0.0)
 
-    return Filter(response, border="replicate", margin=aperture // 2, low=0, high=255)
+    return Filter(
+        image_by_image(response), border="replicate", margin=aperture // 2, low=0, high=255
+    )
 
 
 def canny_quantile(*, sigma: float = 2.0, low: float = 0.8, high: float = 0.9) -> Filter:
@@ -83,7 +86,7 @@ def canny_quantile(*, sigma: float = 2.0, low: float = 0.8, high: float = 0.9) -
         edges = quantile_edges(image, size, sigma=sigma, low=low, high=high)
         return jnp.where(edges, 255.0, 0.0)
 
-    return Filter(response, border="replicate", margin=0, low=0, high=255)
+    return Filter(image_by_image(response), border="replicate", margin=0, low=0, high=255)
 
 
 def thresholds(low: float, high: float, *, aperture: int, norm: str) -> Int32[np.ndarray, "2"]:
@@ -157,7 +160,7 @@ def quantile_edges(
     dx, dy = _smooth_gradients(image, size, sigma)
     length = jnp.sqrt((dx * dx + zero) + (dy * dy + zero))
     valid = inside(size, shape=image.shape)
-    weakest, strongest = (masked_quantile(length, valid, q=q) for q in (low, high))
+    weakest, strongest = masked_quantiles(length, valid, shares=(low, high))
     rows, columns = (
         (place > 0) & (place < last)
         for place, last in zip(map(jnp.arange, image.shape), size - 1, strict=True)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int, Int32
 
 from pp_jax.preprocess.arithmetic import multiply, rounded
+from pp_jax.preprocess.batching import image_by_image
 from pp_jax.preprocess.histograms import nearest_levels
 from pp_jax.preprocess.responses import Filter
 
@@ -35,9 +36,8 @@ def clahe(*, clip: float = 2.0, tiles: int = 8) -> Filter:
     if not 1 <= tiles <= 64:
         raise ValueError(f"tiles={tiles}: choose 1 to 64 per side")
     # Where a side does not divide, OpenCV continues the image by up to one pixel per tile.
-    return Filter(
-        partial(_clahe, clip=clip, tiles=tiles), border="reflect101", margin=tiles, low=0, high=255
-    )
+    function = image_by_image(partial(_clahe, clip=clip, tiles=tiles))
+    return Filter(function, border="reflect101", margin=tiles, low=0, high=255)
 
 
 def _clahe(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float32, Int, Int32
 
 from pp_jax.preprocess.histograms import histogram, nearest_levels
-from pp_jax.preprocess.quantiles import masked_quantile
+from pp_jax.preprocess.quantiles import masked_quantiles
 from pp_jax.preprocess.responses import Filter, inside
 
 
@@ -70,8 +70,7 @@ def _window(
     image: Float32[Array, "H W"], size: Int[Array, "2"], *, low: float, high: float
 ) -> Float32[Array, "H W"]:
     valid = inside(size, shape=image.shape)
-    dark = masked_quantile(image, valid, q=low / 100)
-    light = masked_quantile(image, valid, q=high / 100)
+    dark, light = masked_quantiles(image, valid, shares=(low / 100, high / 100))
     span = jnp.where(light > dark, light - dark, 1)
     stretched = jnp.clip((image - dark) / span * 255, 0, 255)
     step = jnp.select([image < dark, image > light], [0.0, 255.0], image)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int32
 
+from pp_jax.preprocess.batching import image_by_image
 from pp_jax.preprocess.histograms import nearest_levels
 from pp_jax.preprocess.responses import Filter, inside
 
@@ -30,7 +31,7 @@ def entropy(*, radius: int = 5) -> Filter:
     if radius not in range(1, 16):
         raise ValueError(f"{radius=}: choose a whole number from 1 to 15")
     high = min(8.0, math.log2(_area(radius)))
-    function = partial(_entropy_of_disks, radius=radius)
+    function = image_by_image(partial(_entropy_of_disks, radius=radius))
     return Filter(function, border="replicate", margin=radius, low=0, high=high)
 
 

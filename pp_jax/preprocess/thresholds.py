@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int, Int32
 
 from pp_jax.preprocess.histograms import histogram, nearest_levels
-from pp_jax.preprocess.ratios import compare_ratios, difference, limbs, product
+from pp_jax.preprocess.ratios import difference, first_least, limbs, product
 from pp_jax.preprocess.responses import Filter, inside
 
 
@@ -36,8 +36,7 @@ def otsu_threshold(counts: Int32[Array, "256"]) -> Int32[Array, ""]:
     spread = product(limbs(dark, count=2), limbs(dark[-1] - dark, count=2))
     # Where one class is empty the gap is 0, and so must be the ratio.
     spread = spread.at[0].add((dark == 0) | (dark == dark[-1]))
-    largest = (compare_ratios(product(gap, gap), spread) >= 0).all(1)
-    return jnp.argmax(largest & (dark > 0))
+    return jnp.maximum(first_least(spread, product(gap, gap)), jnp.argmax(dark > 0))
 
 
 def _above_threshold(padded: Float32[Array, "H W"], size: Int[Array, "2"]) -> Float32[Array, "H W"]:
