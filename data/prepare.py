@@ -24,7 +24,7 @@ from data.prepared import (
     write_manifest,
 )
 from data.records import Record
-from data.shards import Job, Shard, is_full, kind, plan, read_shard, write_shards
+from data.shards import UNFINISHED, Job, Shard, is_full, kind, plan, read_shard, write_shards
 from data.sources import DATASETS, open_dataset
 
 _PROBES = 8  # Images encoded to estimate the size of all.
@@ -80,12 +80,14 @@ def run(settings: Prepare) -> None:
         print(f"{out} holds this set already:\n\n{(out / REPORT).read_text(encoding='utf-8')}")
         return
     (partial / "shards").mkdir(parents=True, exist_ok=True)
-    with _one_line_if_full(out, partial):
+    for left in (partial / "shards").glob(f"*{UNFINISHED}"):
+        left.unlink()
+    with _one_line_if_full(jobs, out, partial):
         _check_space(jobs, out)
         shards = write_shards(jobs, workers=settings.workers)
         _check_skipped(shards, keep_going=settings.keep_going)
         report = _report(name, shards, said)
-        _assemble(name, shards, report, key=key, partial=partial, out=out)
+        _assemble(settings, shards, report, key=key, partial=partial, out=out)
     print(f"{out}:\n\n{report}")
 
 
@@ -98,7 +100,8 @@ def _listed(source: Path, settings: Prepare) -> tuple[list[Record], Counter[str]
         warnings.warn(str(warning.message), stacklevel=2)
     if not records:
         raise ValueError(f"{source}: no images in this set")
-    return records, Counter(kind(str(warning.message)) for warning in caught)
+    texts = [str(w.message).removeprefix(f"{source}/").removeprefix(f"{source}: ") for w in caught]
+    return records, Counter(map(kind, texts))
 
 
 def _is_there(out: Path, key: str) -> bool:
@@ -117,30 +120,24 @@ def _is_there(out: Path, key: str) -> bool:
 
 
 @contextlib.contextmanager
-def _one_line_if_full(out: Path, partial: Path) -> Iterator[None]:
+def _one_line_if_full(jobs: Sequence[Job], out: Path, partial: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if not is_full(error):
             raise
         raise OSError(
-            f"{out}: no space left ({_size(shutil.disk_usage(partial).free)} free); make room and "
-            f"start the same command again: it goes on from what is finished in {partial}"
+            f"{out}: no space left: about {_size(_unwritten(jobs)[1])} more are needed, "
+            f"{_size(shutil.disk_usage(partial).free)} are free; make room and start the same "
+            f"command again: it goes on from what is finished in {partial}"
         ) from error
 
 
 def _check_space(jobs: Sequence[Job], out: Path) -> None:
     """Print what is needed; an OSError if the disk has less."""
-    found = [read_shard(job, verify=False) for job in jobs]
-    left = [
-        record
-        for job, shard in zip(jobs, found, strict=True)
-        if shard is None
-        for record in job.records
-    ]
     images = sum(len(job.records) for job in jobs)
-    finished = f", {images - len(left):,} of them finished" if len(left) < images else ""
-    need = int(len(left) * _mean_bytes(left))
+    left, need = _unwritten(jobs)
+    finished = f", {images - left:,} of them finished" if left < images else ""
     free = shutil.disk_usage(jobs[0].path.parent).free
     print(
         f"{images:,} images{finished}: about {_size(need)} to write to {out}, {_size(free)} free",
@@ -151,6 +148,14 @@ def _check_space(jobs: Sequence[Job], out: Path) -> None:
             f"{out}: about {_size(need * _RESERVE)} are needed, {_size(free)} are free; make room, "
             "choose a folder on another disk with --out, or take fewer patients with --limit"
         )
+
+
+def _unwritten(jobs: Sequence[Job]) -> tuple[int, float]:
+    """How many images are in no finished shard, and about how many bytes they will take."""
+    left = [
+        record for job in jobs if read_shard(job, verify=False) is None for record in job.records
+    ]
+    return len(left), len(left) * _mean_bytes(left)
 
 
 def _mean_bytes(records: Sequence[Record]) -> float:
@@ -176,9 +181,10 @@ def _check_skipped(shards: Sequence[Shard], *, keep_going: bool) -> None:
 
 
 def _assemble(
-    name: str, shards: Sequence[Shard], report: str, *, key: str, partial: Path, out: Path
+    settings: Prepare, shards: Sequence[Shard], report: str, *, key: str, partial: Path, out: Path
 ) -> None:
     """The folder `out`, which appears as a whole; `partial` disappears."""
+    name = settings.name
     shutil.rmtree(partial / "tfds", ignore_errors=True)
     builder = PixelPerfect(shards=shards, config=name, data_dir=partial / "tfds")
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of a "download".
@@ -200,6 +206,7 @@ def _assemble(
         hashes,
         shards=names,
         data=name,
+        label=settings.label,
         licence=DATASETS[name].licence,
         key=key,
         records=len(rows),

@@ -82,7 +82,7 @@ def is_prepared(folder: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the preparation says of the set: `data`, `key`, `records`, `shards`, `files` and more.
+    """What the preparation says: `data`, `label`, `licence`, `records`, `shards`, `files`, ...
 
     Raises:
       ValueError: Not a manifest, or one of another version of this program.
@@ -99,24 +99,40 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_prepared(folder: Path, *, limit: int | None = None, verify: bool = False) -> list[Record]:
+def read_prepared(
+    folder: Path,
+    *,
+    data: str = "",
+    label: str = "",
+    limit: int | None = None,
+    verify: bool = False,
+) -> list[Record]:
     """The records that were prepared, in their order, with images and masks as `Entry`.
 
     The size of each file and the hash of the index are compared with the manifest.
 
     Args:
       folder: Written by `python -m data prepare`.
+      data: The row of `DATASETS` that it is to hold.
+      label: What alone is to be found in it, as it was prepared.
       limit: Number of patients: the first ones, with all their images.
       verify: Compare the hashes of the images' files, too: some seconds per 10 GB.
 
     Raises:
-      ValueError: A file is missing or is not as it was written; a limit below 1.
+      ValueError: A file is missing or is not as it was written; another data set or label; a
+        limit below 1.
       OSError: A file cannot be opened.
     """
     folder = Path(folder)
     if limit is not None and limit < 1:
         raise ValueError(f"limit is a number of patients, at least 1; got {limit}")
     manifest = read_manifest(folder)
+    for field, wanted in (("data", data), ("label", label)):
+        if wanted and manifest[field] != wanted:
+            raise ValueError(
+                f"{folder}: prepared with the {field} {manifest[field]!r}, not {wanted!r}; give "
+                "the folder of the one that is wanted, or prepare it"
+            )
     _check_files(folder, manifest["files"], hashed=None if verify else {INDEX})
     shards = [folder / name for name in manifest["shards"]]
     with (folder / INDEX).open(encoding="utf-8") as lines:

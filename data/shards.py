@@ -28,6 +28,7 @@ from data.records import Record
 # Images per shard: a kill costs some seconds of work, RSNA has 209 files, and a set of 100 images
 # keeps several processes busy.
 FEWEST, MOST = 8, 128
+UNFINISHED = ".unfinished"
 
 
 class Job(NamedTuple):
@@ -47,6 +48,7 @@ class Shard(NamedTuple):
     sha256: str
     rows: list[dict[str, Any]]  # `examples.encode`'s, in the order of the examples.
     skipped: list[tuple[str, str]]  # Id, reason.
+    retry: bool  # One of them could not even be opened: perhaps it can the next time.
     warnings: dict[str, int]  # By kind.
 
 
@@ -70,7 +72,7 @@ def read_shard(job: Job, *, verify: bool) -> Shard | None:
         shard = Shard(**json.loads(_beside(job.path).read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    if shard.key != job.key:
+    if shard.key != job.key or shard.retry:
         return None
     if shard.rows:
         if not job.path.is_file() or job.path.stat().st_size != shard.bytes:
@@ -160,7 +162,7 @@ def _shard(job: Job, *, advance: Callable[[int], object]) -> Shard:
     if found is not None:
         advance(len(job.records))
         return found
-    unfinished = job.path.with_suffix(f".{os.getpid()}.unfinished")
+    unfinished = job.path.with_suffix(f".{os.getpid()}{UNFINISHED}")
     try:
         shard = _write(job, unfinished, advance=advance)
         if shard.rows:
@@ -175,7 +177,7 @@ def _shard(job: Job, *, advance: Callable[[int], object]) -> Shard:
 
 
 def _write(job: Job, path: Path, *, advance: Callable[[int], object]) -> Shard:
-    rows, skipped, said = [], [], Counter()
+    rows, skipped, said, retry = [], [], Counter(), False
     writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
     for record in job.records:
         try:
@@ -184,14 +186,23 @@ def _write(job: Job, path: Path, *, advance: Callable[[int], object]) -> Shard:
                 example, row = encode(record)
         except (ValueError, OSError) as error:
             skipped.append((record.id, " ".join(str(error).split())))
+            retry = retry or isinstance(error, OSError)
         else:
             said.update(_kind(record, str(warning.message)) for warning in caught)
             rows.append(row)
             _written(writer.write, serialize(example))
         advance(1)
     _written(writer.close)
-    size = path.stat().st_size
-    return Shard(str(job.path), job.key, size, sha256(path), rows, skipped, dict(said))
+    return Shard(
+        path=str(job.path),
+        key=job.key,
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        rows=rows,
+        skipped=skipped,
+        retry=retry,
+        warnings=dict(said),
+    )
 
 
 def _written(call: Callable[..., object], *content: bytes) -> None:
@@ -221,7 +232,10 @@ def _state(file: File | None) -> list[Any]:
     path = file.archive if isinstance(file, Member) else file
     if not isinstance(path, Path):
         return [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:
+        return [file.name]
     return [file.name, stat.st_size, stat.st_mtime_ns]
 
 
