@@ -1,0 +1,151 @@
+"""Arrays by name on disk, in ArrayRecord, for what is computed once and read in every epoch.
+
+    FOLDER/about.json                 what the arrays are of; another answer is another folder
+    FOLDER/<digest>.array_record      some arrays, one record each
+    FOLDER/<digest>.json              their names, in order; written last: without it there is none
+
+Shards are only ever added, whole, by one rename. So a killed run loses the shard it was at, and
+several runs may write into one folder at a time.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from array_record.python import array_record_module
+from jaxtyping import Shaped
+
+ABOUT = "about.json"
+_SUFFIX = ".array_record"
+_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class CacheError(ValueError):
+    """A cache that cannot be read; the message names the file and the remedy."""
+
+
+class Cache(NamedTuple):
+    """A folder of arrays of one shape and type, and where in it each of them is."""
+
+    folder: Path
+    shape: tuple[int, ...]
+    dtype: str  # "float32" or "bfloat16".
+    places: Mapping[str, tuple[str, int]]  # Name -> shard, row.
+
+    @property
+    def bytes_each(self) -> int:
+        """Size of one array on disk."""
+        return int(np.prod(self.shape)) * _DTYPES[self.dtype].itemsize
+
+
+def open_cache(
+    parent: Path, *, about: Mapping[str, Any], shape: tuple[int, ...], dtype: str
+) -> Cache:
+    """The cache of just these arrays below `parent`, made where there is none yet.
+
+    Args:
+      parent: Holds one folder for each different `about`.
+      about: All that the arrays depend on, as JSON values.
+      shape: Of each array.
+      dtype: "float32" or "bfloat16".
+
+    Raises:
+      CacheError: A damaged file.
+      ValueError: Another dtype.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype {dtype!r}: choose {' or '.join(_DTYPES)}")
+    about = {**about, "shape": list(shape), "dtype": dtype}
+    text = json.dumps(about, indent=2, sort_keys=True)
+    folder = Path(parent) / hashlib.sha256(text.encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ABOUT).is_file():
+        _write(folder / ABOUT, text.encode())
+    elif (folder / ABOUT).read_text() != text:
+        raise CacheError(f"{folder / ABOUT}: damaged; delete {folder}, it is made anew")
+    places = {}
+    for index in sorted(folder.glob("*.json")):
+        if index.name != ABOUT:
+            places |= {name: (index.stem, row) for row, name in enumerate(_names(index))}
+    return Cache(folder, tuple(shape), dtype, places)
+
+
+def add(cache: Cache, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Cache:
+    """The cache with these arrays in it, on disk as one shard.
+
+    Raises:
+      ValueError: An array of another shape.
+      OSError: The disk is full; nothing is left of the shard.
+    """
+    for name, array in arrays.items():
+        if array.shape != cache.shape:
+            raise ValueError(f"{name}: an array of {array.shape} in a cache of {cache.shape}")
+    names = list(arrays)
+    shard = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+    partial = cache.folder / f"{shard}.{uuid.uuid4().hex}.partial"
+    try:
+        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
+        try:
+            for array in arrays.values():
+                writer.write(array.astype(_DTYPES[cache.dtype]).tobytes())
+        finally:
+            writer.close()
+        # The disk may be full without a word from the writer.
+        expected = cache.bytes_each * len(arrays)
+        if partial.stat().st_size < expected:
+            raise OSError(f"{partial}: {partial.stat().st_size} of {expected} bytes were written")
+        partial.rename(cache.folder / (shard + _SUFFIX))
+    except (OSError, RuntimeError) as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(
+            f"{cache.folder}: {len(arrays)} arrays cannot be written ({error}); free some space"
+        ) from error
+    _write(cache.folder / f"{shard}.json", json.dumps(names).encode())
+    return cache._replace(places={**cache.places, **{n: (shard, i) for i, n in enumerate(names)}})
+
+
+def read(cache: Cache, name: str) -> Shaped[np.ndarray, "..."]:
+    """The array of this name, in the cache's type.
+
+    Raises:
+      KeyError: There is none.
+      CacheError: Its file is gone or damaged.
+    """
+    shard, row = cache.places[name]
+    path = cache.folder / (shard + _SUFFIX)
+    try:
+        content = _reader(path, os.getpid(), threading.get_ident()).read([row])[0]
+        return np.frombuffer(content, _DTYPES[cache.dtype]).reshape(cache.shape)
+    except Exception as error:  # The reader raises whatever its C++ says.
+        raise CacheError(
+            f"{path}: damaged ({' '.join(str(error).split())[:200]}); delete it and {shard}.json "
+            "beside it, and the next run computes what they held"
+        ) from error
+
+
+def _names(index: Path) -> list[str]:
+    try:
+        names = json.loads(index.read_text())
+    except ValueError as error:
+        raise CacheError(f"{index}: damaged ({error}); delete it") from error
+    return names if index.with_suffix(_SUFFIX).is_file() else []
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial.write_bytes(content)
+    partial.rename(path)
+
+
+# A reader's position belongs to one thread of one process.
+@functools.lru_cache(maxsize=64)
+def _reader(path: Path, process: int, thread: int) -> array_record_module.ArrayRecordReader:
+    return array_record_module.ArrayRecordReader(str(path))
