@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -24,14 +25,6 @@ FINDING, NO_FINDING = "finding", "no finding"
 _SMALLEST = 1e-3  # Of the image: a smaller component is no object to prompt for.
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height.
 _ORIENTATION = 0x0112
-_FORMATS = {  # As named, though the content decides.
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-}
 
 
 class Header(NamedTuple):
@@ -233,3 +226,15 @@ def shown(names: Sequence[object]) -> str:
     """How many there are, and the first three."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{len(names)} ({', '.join(map(str, names[:3]))}{more})"
+
+
+_FORMATS: Mapping[str, str] = MappingProxyType(  # What a suffix promises; the content decides.
+    {
+        ".png": "PNG",
+        ".jpg": "JPEG",
+        ".jpeg": "JPEG",
+        ".bmp": "BMP",
+        ".tif": "TIFF",
+        ".tiff": "TIFF",
+    }
+)

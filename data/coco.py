@@ -28,7 +28,7 @@ from data.annotated import (
 from data.boxes import Box
 from data.composed import Composed
 from data.records import Record
-from data.regions import Outline, draw_outlines, parse_outline
+from data.regions import Outline, draw_outlines, is_coordinate, parse_outline
 
 IMAGES, ANNOTATIONS, PATIENTS = "images", "annotations", "patients.csv"
 
@@ -136,6 +136,7 @@ def _pictures(
     for number, row in enumerate(content["images"]):
         where = f"{path}: image {number}"
         key, file_name = _field(row, "id", int, where), _field(row, "file_name", str, where)
+        file = _inside(folder, path, file_name)
         name = str(PurePosixPath(file_name).with_suffix("")).replace("/", "-")
         if key in of_id or name in pictures:
             raise ValueError(f"{where} ({file_name}): its id or its name is that of another image")
@@ -143,7 +144,6 @@ def _pictures(
         size = None
         if "height" in row or "width" in row:
             size = _field(row, "height", int, where), _field(row, "width", int, where)
-        file = _inside(folder, path, file_name)
         pictures[name] = _Picture(file, size, annotations.pop(key, []))
     if annotations:
         stray = next(iter(annotations.values()))[0].where
@@ -175,9 +175,8 @@ def _annotations(
 def _box(value: Any, *, where: str) -> Box | None:
     if value is None or value == []:
         return None
-    numbers = isinstance(value, list) and len(value) == 4
-    if not numbers or not all(isinstance(n, int | float) for n in value):
-        raise ValueError(f"{where}: bbox is {value!r}, not [x, y, width, height]")
+    if not (isinstance(value, list) and len(value) == 4 and all(map(is_coordinate, value))):
+        raise ValueError(f"{where}: bbox is {value!r}, not numbers [x, y, width, height]")
     x, y, width, height = map(float, value)
     return x, y, x + width, y + height
 
@@ -185,7 +184,13 @@ def _box(value: Any, *, where: str) -> Box | None:
 def _inside(folder: Path, path: Path, file_name: str) -> Path:
     """The image's file, which lies in the folder whatever `file_name` says."""
     name = PurePosixPath(file_name)
-    if name.is_absolute() or ".." in name.parts or "\\" in file_name or ":" in file_name:
+    if (
+        not name.name
+        or name.is_absolute()
+        or ".." in name.parts
+        or "\\" in file_name
+        or ":" in file_name
+    ):
         raise ValueError(f"{path}: file_name {file_name!r} may leave the folder; name files in it")
     for parent in (path.parent, folder / IMAGES, folder):
         if (parent / name).is_file():

@@ -12,7 +12,9 @@ millimetres follow from it.
 
 import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from data.annotated import check_limit, clip_box, first_patients, read_image_header, shown
@@ -29,7 +31,6 @@ ENTRIES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 BOXES, IMAGES = "BBox_List_2017.csv", "images"
 NO_FINDING = "No Finding"
 _CORNER = ("Bbox [x", "y", "w", "h]")  # The header's brackets hold commas.
-_SPELLED = {"Infiltrate": "Infiltration"}  # BBox_List's word: Data_Entry's.
 
 
 class _Boxed(NamedTuple):
@@ -169,3 +170,7 @@ def _record(image: Path, entry: dict[str, str], wanted: set[str], boxed: list[_B
         ),
         notes=tuple(notes),
     )
+
+
+# BBox_List's word: Data_Entry's.
+_SPELLED: Mapping[str, str] = MappingProxyType({"Infiltrate": "Infiltration"})

@@ -152,7 +152,7 @@ def _record(
         raise ValueError(f"{path}: label {unknown[0]} is not among those of {DESCRIPTION}")
     ignored = labels.get(IGNORE, ())
     chosen = [label] if label else [other for other in labels if other != IGNORE]
-    wanted = tuple(sorted({n for one in chosen for n in labels[one]} - {0}))
+    wanted = tuple(sorted({n for one in chosen for n in labels[one]}))
     seen = [one for one in chosen if there.intersection(labels[one])]
     return masked_record(
         name,

@@ -17,6 +17,7 @@ class Runs(NamedTuple):
     counts: tuple[int, ...]
 
 
+_FARTHEST = 1e9  # Pixels; beyond it, differences lose their fractions.
 Outline = tuple[Polygon, ...] | Runs
 
 
@@ -109,11 +110,16 @@ def unpack_counts(packed: str) -> list[int]:
     return counts
 
 
+def is_coordinate(value: Any) -> bool:
+    """Whether it is a number of pixels: not NaN, not text, not beyond any image."""
+    return type(value) in (int, float) and abs(value) <= _FARTHEST
+
+
 def _parse_polygon(value: Any, *, where: str) -> Polygon:
     if not (isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0):
         raise ValueError(f"{where}: a polygon is a list of three or more corners x, y, x, y, ...")
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in value):
-        raise ValueError(f"{where}: a polygon's corner is not a finite number")
+    if not all(map(is_coordinate, value)):
+        raise ValueError(f"{where}: a polygon's corner is not a finite number of pixels")
     return tuple(zip(map(float, value[::2]), map(float, value[1::2]), strict=True))
 
 

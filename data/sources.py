@@ -55,8 +55,8 @@ def check_located(name: str) -> None:
     """Nothing, or a ValueError: a data set that marks nothing is no target for a segmentation."""
     if not _row(name).located:
         raise ValueError(
-            f"{name} says what an image shows and not where, so that nothing can be learnt or scored "
-            f"on it; choose from {', '.join(n for n, row in DATASETS.items() if row.located)}"
+            f"{name} says what an image shows and not where, so it is no target to learn or "
+            f"to score; choose from {', '.join(n for n, row in DATASETS.items() if row.located)}"
         )
 
 

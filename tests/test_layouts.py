@@ -306,6 +306,7 @@ BROKEN_COCO = {
     r"file_name '\.\./a\.png' may leave the folder": lambda f: coco(f, name="../a.png"),
     r"file_name '/etc/a\.png' may leave": lambda f: coco(f, name="/etc/a.png"),
     r"file_name 'x/\.\./\.\./\.\./a' may leave": lambda f: coco(f, name="x/../../../a"),
+    r"file_name '' may leave": lambda f: coco(f, name=""),
     r"no b\.png, which labels\.json lists": lambda f: coco(f, name="b.png"),
     r"image 0: file_name is None, expected str": lambda f: coco(f, name=None),
     r"a\.png is listed with 61 x 40 pixels and has 60 x 40": lambda f: coco(f, width=61),
@@ -315,12 +316,17 @@ BROKEN_COCO = {
     r"annotation 0: category 9 is not": lambda f: coco(f, {"category_id": 9, "bbox": [1, 1, 2, 2]}),
     r"annotation 0: neither segmentation nor bbox": lambda f: coco(f, {}),
     r"annotation 0: bbox is \[1, 2, 3\]": lambda f: coco(f, {"bbox": [1, 2, 3]}),
-    r"annotation 0: the box .* is not finite": lambda f: coco(f, {"bbox": [1, float("nan"), 3, 3]}),
+    r"annotation 0: bbox is \[1, nan, 3, 3\], not numbers": lambda f: coco(
+        f, {"bbox": [1, float("nan"), 3, 3]}
+    ),
     r"annotation 0: the box .* is empty": lambda f: coco(f, {"bbox": [1, 1, 0, 3]}),
     r"annotation 0: the box .* lies outside": lambda f: coco(f, {"bbox": [60, 1, 2, 3]}),
     r"annotation 0: a polygon is a list of three": lambda f: coco(f, {"segmentation": [[1, 2, 3]]}),
     r"annotation 0: a polygon's corner is not": lambda f: coco(
         f, {"segmentation": [[1, 2, 3, float("inf"), 5, 6]]}
+    ),
+    r"annotation 0: a polygon's corner is not a": lambda f: coco(
+        f, {"segmentation": [[1, 2, 3, 10**400, 5, 6]]}
     ),
     r"annotation 0: segmentation is neither": lambda f: coco(f, {"segmentation": 5}),
     r"annotation 0: run lengths add up to 5 pixels, not to 60 x 40": lambda f: coco(

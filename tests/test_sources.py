@@ -61,7 +61,7 @@ def test_a_label_is_refused_where_there_are_none(tmp_path):
 def test_a_set_that_marks_nothing_is_no_target():
     for name in DATASETS:
         if name == "brain_yes_no":
-            with pytest.raises(ValueError, match="brain_yes_no says what .* not where"):
+            with pytest.raises(ValueError, match=r"brain_yes_no says what .* not where"):
                 check_located(name)
         else:
             check_located(name)
