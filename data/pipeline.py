@@ -1,7 +1,8 @@
 """Batches for the device, in an order that is a pure function of (seed, step)."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import grain
@@ -10,17 +11,16 @@ from absl import flags
 from jaxtyping import Float32, UInt8
 
 from data.records import Record, Sample, load, tight_boxes
+from data.sampling import order_rows
 from pp_jax.preprocess import geometry, roi
 from pp_jax.types import Batch
 
 Objects = Literal["each", "union"]
 Cut = Callable[[UInt8[np.ndarray, "H W 3"]], roi.Window]  # What is shown of an image.
+NO_MIX: Mapping[str, int] = MappingProxyType({})
 PADDING = -1  # A row that is no record.
 CACHE_BYTES = 2 << 30
 THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait for it.
-_EPOCHS = (
-    1 << 30
-)  # Without end; grain's own endless length overflows where batches are cut from it.
 AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
 
 
@@ -37,6 +37,8 @@ def train_batches(
     seed: int,
     max_objects: int,
     objects: Objects,
+    mix: Mapping[str, int] = NO_MIX,
+    balance: bool = False,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -47,8 +49,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """This process's part of the global batches from `start_step` on, without end.
 
-    Each epoch has its own order and drops its ragged end. Row `j` of process `p` is row
-    `j * process_count + p` of the global batch.
+    The order is that of `order_rows`. Row `j` of process `p` is row `j * process_count + p` of the
+    global batch.
 
     Args:
       records: `Batch.index` counts in this list.
@@ -58,6 +60,9 @@ def train_batches(
       max_objects: Slots per image, for "each": an image with more keeps its largest objects.
       objects: "each" gives every object its slot and leaves out records without boxes, as there is
         nothing to prompt for. "union" has one slot, valid and empty where nothing is marked.
+      mix: Weights of the data sets that `Record.dataset` names; empty: every image is shown as
+        often as any other.
+      balance: Whether images with and without a finding take turns.
       start_step: Number of batches that were taken before.
       process_index: Of this process, below `process_count`.
       process_count: Divides `batch`.
@@ -68,7 +73,8 @@ def train_batches(
       cache_bytes: Of prepared images kept in memory, all workers together.
 
     Raises:
-      ValueError: No record to train on, or fewer than `batch`, or `batch` cannot be shared.
+      ValueError: No record to train on, or fewer than `batch`, or `batch` cannot be shared; a data
+        set or a class without one, where it has a share.
     """
     rows = usable(records, objects=objects)
     if not rows:
@@ -81,9 +87,8 @@ def train_batches(
             f"a batch of {batch} cannot be filled from {len(rows)} images without showing one "
             f"twice; choose a batch of 1 to {len(rows)}"
         )
-    source = _Source(
+    prepare = _Prepare(
         records,
-        rows,
         side=side,
         max_objects=max_objects,
         objects=objects,
@@ -91,11 +96,8 @@ def train_batches(
         cut=cut,
         cache_bytes=cache_bytes // max(workers, 1),
     )
-    # grain shuffles epoch e with seed + e: neighbouring seeds would share their epochs.
-    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    shuffled = grain.MapDataset.source(source).shuffle(spread)
-    whole = shuffled[: len(rows) // batch * batch].repeat(_EPOCHS)
-    return _iterate(whole, batch, start_step, process_index, process_count, workers)
+    order = order_rows(records, rows, batch=batch, seed=seed, mix=mix, balance=balance)
+    return _iterate(order.map(prepare), batch, start_step, process_index, process_count, workers)
 
 
 def eval_batches(
@@ -122,9 +124,8 @@ def eval_batches(
     if not records or batch < 1:
         raise ValueError(f"{len(records)} images in batches of {batch}: need at least 1 of both")
     rows = [*range(len(records)), *[PADDING] * (-len(records) % batch)]
-    source = _Source(
+    prepare = _Prepare(
         records,
-        rows,
         side=side,
         max_objects=max_objects,
         objects=objects,
@@ -132,9 +133,8 @@ def eval_batches(
         cut=cut,
         cache_bytes=0,
     )
-    return _iterate(
-        grain.MapDataset.source(source), batch, 0, process_index, process_count, workers
-    )
+    order = grain.MapDataset.source(rows).map(prepare)
+    return _iterate(order, batch, 0, process_index, process_count, workers)
 
 
 def _iterate(
@@ -215,8 +215,8 @@ def _prepare(
     )
 
 
-class _Source:
-    """grain's random access: one prepared image per row, as a `Batch` without its `B`.
+class _Prepare:
+    """From a row to its image, prepared, as a `Batch` without its `B`.
 
     Decoding and resizing 1024-pixel DICOM anew in every epoch would starve the device, so prepared
     images stay in memory until `cache_bytes` are full. Nothing is evicted: with a random order,
@@ -226,7 +226,6 @@ class _Source:
     def __init__(
         self,
         records: Sequence[Record],
-        rows: Sequence[int],
         *,
         side: int,
         max_objects: int,
@@ -237,17 +236,13 @@ class _Source:
     ):
         self._fit: geometry.Fit = fit
         self._cut = cut
-        self._records, self._rows, self._side = records, rows, side
+        self._records, self._side = records, side
         self._slots = 1 if objects == "union" else max_objects
         self._union = objects == "union"
         self._free = cache_bytes
         self._kept: dict[int, _Prepared] = {}
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, position: int) -> Batch:
-        row = self._rows[position]
+    def __call__(self, row: int) -> Batch:
         quarter = self._side // 4
         image = np.zeros((self._side, self._side, 3), np.uint8)
         targets = np.zeros((self._slots, quarter, quarter), np.float32)

@@ -34,6 +34,7 @@ class Record:
     facts: Facts = field(default_factory=Facts)
     notes: tuple[str, ...] = ()  # What was put right while reading, "box clipped"; to be counted.
     drawn: str = "mask"  # How its objects are drawn: a row of `TARGETS`.
+    dataset: str = ""  # Which of several that are read together.
 
     @property
     def from_box(self) -> bool:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -6,7 +7,7 @@ from PIL import Image
 
 from data import pipeline
 from data.pipeline import eval_batches, train_batches
-from data.records import Record, load
+from data.records import Record, draw_as, load
 from data.rsna import read_rsna
 from data.synthetic import generate
 from pp_jax.preprocess import roi
@@ -89,10 +90,27 @@ def test_an_image_with_too_many_objects_keeps_the_largest_in_order(odd):
     np.testing.assert_allclose(batch.boxes[0], want, rtol=1e-6)
 
 
-def test_the_stream_is_a_pure_function_of_seed_and_step(records):
-    whole = take(train_batches(records, **EACH, seed=3), 9)
-    assert_same(take(train_batches(records, **EACH, seed=3), 9), whole)
-    assert_same(take(train_batches(records, **EACH, seed=3, start_step=4), 5), whole[4:])
+ORDERS = {
+    "plain": EACH,
+    "mixed": EACH | {"mix": {"one": 2, "other": 1}},
+    "balanced": UNION | {"balance": True},
+    "both": UNION | {"mix": {"one": 1, "other": 3}, "balance": True},
+}
+
+
+@pytest.fixture(scope="module")
+def sets(records):
+    """The records as two data sets, each with images of both classes."""
+    return [replace(r, dataset="one" if n % 3 else "other") for n, r in enumerate(records)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_stream_is_a_pure_function_of_seed_and_step(sets, order):
+    whole = take(train_batches(sets, **ORDERS[order], seed=3), 9)
+    assert_same(take(train_batches(sets, **ORDERS[order], seed=3), 9), whole)
+    for step in (1, 4, 8):
+        rest = take(train_batches(sets, **ORDERS[order], seed=3, start_step=step), 9 - step)
+        assert_same(rest, whole[step:])
 
 
 def test_a_batch_of_one_is_a_row_of_a_larger_batch(records):
@@ -101,22 +119,39 @@ def test_a_batch_of_one_is_a_row_of_a_larger_batch(records):
     assert [int(one.index[0]) for one in singles] == together.index.tolist()
 
 
-def test_worker_processes_change_nothing(records):
-    ours = take(train_batches(records, **EACH, seed=3, start_step=2), 5)
-    assert_same(take(train_batches(records, **EACH, seed=3, start_step=2, workers=2), 5), ours)
+@pytest.mark.parametrize("order", ["plain", "both"])
+def test_worker_processes_change_nothing(sets, order):
+    ours = take(train_batches(sets, **ORDERS[order], seed=3, start_step=2), 5)
+    theirs = train_batches(sets, **ORDERS[order], seed=3, start_step=2, workers=2)
+    assert_same(take(theirs, 5), ours)
 
 
-@pytest.mark.parametrize("stream", ["train", "eval"])
-def test_the_processes_batches_interleave_to_the_global_batches(records, stream):
+@pytest.mark.parametrize("stream", ["eval", *ORDERS])
+def test_the_processes_batches_interleave_to_the_global_batches(sets, stream):
     def batches(**share):
         if stream == "eval":
-            return list(eval_batches(records, **EACH, **share))
-        return take(train_batches(records, **EACH, seed=3, **share), 7)
+            return list(eval_batches(sets, **EACH, **share))
+        return take(train_batches(sets, **ORDERS[stream], seed=3, **share), 7)
 
     parts = [batches(process_index=p, process_count=2) for p in (0, 1)]
     for whole, *halves in zip(batches(), *parts, strict=True):
         for field, *shares in zip(whole, *halves, strict=True):
             np.testing.assert_array_equal(field, np.stack(shares, 1).reshape(field.shape))
+
+
+def test_the_batches_hold_the_shares_and_the_classes_of_the_order(sets):
+    mixed = take(train_batches(sets, **ORDERS["mixed"] | {"batch": 3}, seed=0), 8)
+    for batch in mixed:
+        assert sorted(sets[i].dataset for i in batch.index) == ["one", "one", "other"]
+    for order in ("balanced", "both"):
+        for batch in take(train_batches(sets, **ORDERS[order], seed=0), 8):
+            assert batch.targets.any((1, 2, 3)).tolist() == [True, False, True, False]
+            assert [bool(sets[i].boxes) for i in batch.index] == [True, False, True, False]
+
+
+def test_balance_among_prompted_images_is_an_error_that_says_how_many_are_left(sets):
+    with pytest.raises(ValueError, match=r"--balance: \d+ images with a finding and 0 without"):
+        train_batches(sets, **EACH, balance=True, seed=0)
 
 
 def test_an_epoch_shows_each_image_at_most_once_and_drops_its_ragged_end(records):
@@ -217,9 +252,16 @@ def write_film(folder, *, masked: bool, framed: bool) -> Record:
 
 
 @pytest.mark.parametrize("options", [EACH, UNION], ids=["each", "union"])
-@pytest.mark.parametrize("masked", [True, False], ids=["masks", "boxes"])
-def test_a_sample_cut_by_the_pipeline_is_that_of_a_record_cut_by_hand(tmp_path, masked, options):
-    framed, film = (write_film(tmp_path, masked=masked, framed=framed) for framed in (True, False))
+@pytest.mark.parametrize(
+    ("masked", "target"),
+    [(True, "mask"), (False, "mask"), (True, "box")],
+    ids=["masks", "boxes", "boxes of masks"],
+)
+def test_a_sample_cut_by_the_pipeline_is_that_of_a_record_cut_by_hand(
+    tmp_path, masked, target, options
+):
+    films = [write_film(tmp_path, masked=masked, framed=framed) for framed in (True, False)]
+    framed, film = draw_as(films, target)
     for stream, more in ((eval_batches, {}), (train_batches, {"seed": 0})):
         asked = options | {"batch": 1} | more
         want = next(stream([film], **asked))
