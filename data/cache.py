@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -25,7 +26,9 @@ from jaxtyping import Shaped
 
 ABOUT = "about.json"
 _SUFFIX = ".array_record"
-_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPES: Mapping[str, np.dtype] = MappingProxyType(
+    {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+)
 
 
 class CacheError(ValueError):

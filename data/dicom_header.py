@@ -76,7 +76,7 @@ def read_header(path: File, *, frame: int | None = None) -> Header:
 def read_facts(path: File) -> tuple[tuple[int, int], Facts]:
     """`((rows, columns), facts)`, without touching the pixels; raises as `read_header`."""
     with _open(path) as file, quiet():
-        data = _dataset(file, specific_tags=_FACTS, stop_before_pixels=True)
+        data = _dataset(file, specific_tags=list(_FACTS), stop_before_pixels=True)
         if "Rows" not in data or "Columns" not in data:
             raise ValueError("no pixel data in this DICOM file")
         _check_lengths(data)
@@ -309,7 +309,7 @@ _LONGEST: Mapping[str, float] = MappingProxyType(
     | dict.fromkeys(_LUTS, 2**18)
     | {"ModalityLUTSequence": 2**20, "VOILUTSequence": 2**22}
 )
-_FACTS = [
+_FACTS = (
     "Rows",
     "Columns",
     "ViewPosition",
@@ -319,7 +319,7 @@ _FACTS = [
     "ImagerPixelSpacing",
     "BitsStored",
     "PhotometricInterpretation",
-]
+)
 _TAGS = (
     *_LONGEST,
     "Rows",

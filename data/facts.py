@@ -2,10 +2,14 @@
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-_AGE = re.compile(r"(\d{1,3})([DWMY]?)")
-_PER_YEAR = {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
+_AGE = re.compile(r"(\d{1,3}(?:\.\d+)?)([DWMY]?)")
+_PER_YEAR: Mapping[str, float] = MappingProxyType(
+    {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0, "": 1.0}
+)
 _OLDEST = 120  # Years: RSNA's headers hold ages up to 155.
 
 
@@ -30,7 +34,7 @@ def parse_age(text: str) -> float | None:
     found = _AGE.fullmatch(text.strip().upper())
     if not found:
         return None
-    years = int(found[1]) / _PER_YEAR[found[2]]
+    years = float(found[1]) / _PER_YEAR[found[2]]
     return years if years <= _OLDEST else None
 
 
