@@ -123,8 +123,8 @@ def is_full(error: OSError) -> bool:
 
 
 def kind(warning: str) -> str:
-    """A warning without its numbers, so that like ones are counted together."""
-    return re.sub(r"-?\d+(\.\d+)?(e[+-]\d+)?", "#", " ".join(warning.split()))
+    """A warning without its numbers, so that like ones are counted together; "8-bit" is none."""
+    return re.sub(r"(?<![\w.])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w-])", "#", " ".join(warning.split()))
 
 
 def _ended(waiting: dict[Future, int], counter: Synchronized, bar: tqdm) -> Iterator[Future]:

@@ -360,6 +360,11 @@ def test_warnings_of_a_kind_are_counted_together(tmp_path):
     assert "| nothing is marked inside box (#, #, #, #) | 3 |" in (out / REPORT).read_text()
 
 
+def test_numbers_in_words_make_kinds_of_warnings():
+    assert shards.kind("box (1.5, -2, 3e-07) of 12\n  left out") == "box (#, #, #) of # left out"
+    assert shards.kind("mask brought to 8-bit grey") == "mask brought to 8-bit grey"
+
+
 @pytest.mark.parametrize("name", ["features.json", INDEX, "*00002-of*", REPORT])
 @pytest.mark.parametrize("damage", ["gone", "cut"])
 def test_a_set_that_lacks_anything_is_not_read(copied, name, damage):
