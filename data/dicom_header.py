@@ -113,10 +113,16 @@ def quiet() -> Iterator[list[warnings.WarningMessage]]:
 class _Bounded(io.BufferedReader):
     """A file that never reserves more memory than is left of it, whatever a length field says."""
 
-    def __init__(self, raw: io.FileIO | io.BytesIO):
+    def __init__(self, raw: io.FileIO | io.BytesIO, *, name: str):
         super().__init__(raw)
+        self._name = name
         self._size = self.seek(0, io.SEEK_END)
         self.seek(0)
+
+    @property
+    def name(self) -> str:
+        """For pydicom, which asks every reader for it; bytes in memory have none of their own."""
+        return self._name
 
     def read(self, size: int | None = -1, /) -> bytes:
         everything = size is None or size < 0
@@ -128,9 +134,8 @@ class _Bounded(io.BufferedReader):
 
 
 def _open(path: File) -> _Bounded:
-    if isinstance(path, Path):
-        return _Bounded(io.FileIO(str(path)))  # pydicom joins the name to its messages.
-    return _Bounded(io.BytesIO(path.read_bytes()))
+    raw = io.FileIO(str(path)) if isinstance(path, Path) else io.BytesIO(path.read_bytes())
+    return _Bounded(raw, name=str(path))
 
 
 def _check_inflated(content: bytes) -> None:

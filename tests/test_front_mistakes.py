@@ -40,7 +40,7 @@ def bad_set(folder: Path, *changed: str) -> Path:
 @pytest.mark.parametrize(
     ("row", "named"),
     [
-        ("bad,50,6,20,12,1", ["bad", "(50.0, 6.0, 70.0, 18.0)", "60 x 40", "correct the row"]),
+        ("bad,60,6,20,12,1", ["line 8 (bad)", "(60.0, 6.0, 80.0, 18.0)", "60 x 40", "correct or"]),
         ("bad,4,6,0,12,1", ["line 8 (bad)", "width 0.0"]),
         ("bad,4,6,twenty,12,1", ["line 8 (bad)", "twenty"]),
     ],
