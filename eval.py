@@ -1,6 +1,7 @@
 """`python eval.py`: score a checkpoint beside guesses that see no pixel. See `--help`."""
 
 import dataclasses
+import itertools
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -20,19 +21,19 @@ from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe, make_stage
 from pp_jax.sam import Sam, sized
 
 CHOICES = {
-    "data": ("", *sources.DATASETS),
     "target": targets.TARGETS,
     "prompt": ("", *PROTOCOLS),
     "part": (*reversed(splits.PARTS), "all"),
     "recipe": ("", *config.RECIPES),
     "device": cli.DEVICES,
 }
+CHECKED = SPECS | {"data": (sources.check_names, sources.HELP)}
 
 
 def main() -> None:
     """Evaluate as the command line says."""
     with cli.one_line_errors():
-        settings = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=SPECS)
+        settings = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=CHECKED)
         cli.require_clone()
         mesh = sharding.make_mesh(cli.devices(settings.device)[:1])
         folder = Path(settings.checkpoint or config.resolve(config.TrainConfig()).out)
@@ -48,10 +49,10 @@ def main() -> None:
             roi=settings.roi,
         )
         require_boxes(settings)
-        everything = records.draw_as(
-            sources.open_dataset(settings.data, Path(settings.data_dir)), settings.target
-        )
-        chosen = choose(everything, settings, loaded, folder)
+        sets, own = find_sets(settings, loaded.config)
+        opened = sources.open_sets(sets)
+        everything = records.draw_as(itertools.chain(*opened), settings.target)
+        chosen = choose(everything, settings, folder, own=own)
         model = Sam(sized(loaded.variant, settings.image_size))
         stage = make_stage(look, side=model.config.image_size)
         print(describe(look, side=model.config.image_size))
@@ -88,13 +89,28 @@ def require_boxes(settings: EvalConfig) -> None:
         )
 
 
+def find_sets(settings: EvalConfig, run: config.TrainConfig | None) -> tuple[sources.Sets, bool]:
+    """The data sets to score, and whether they are the run's own, which have test patients.
+
+    Raises:
+      ValueError: Other sets that share pictures with the run's, or own ones beside others.
+    """
+    asked = sources.name_sets(settings.data, settings.data_dir)
+    if run is None:
+        return asked, False
+    trained = sources.name_sets(run.data, run.data_dir)
+    if held := sources.among(asked, trained):
+        return held, True
+    for name, _ in asked.values():
+        for other, _ in trained.values():
+            sources.check_apart(other, name)
+    return asked, False
+
+
 def choose(
-    everything: Sequence[records.Record],
-    settings: EvalConfig,
-    loaded: runs.Loaded,
-    folder: Path,
+    everything: Sequence[records.Record], settings: EvalConfig, folder: Path, *, own: bool
 ) -> list[records.Record]:
-    """The records to score.
+    """The records to score; of the run's own data, those of the part that is asked for.
 
     Raises:
       ValueError: None is left, box prompts on targets that are these boxes, or a run's prompt that
@@ -105,11 +121,6 @@ def choose(
             f"{folder}: trained with --prompt {settings.prompt}, which eval.py cannot draw; choose "
             f"--prompt {', '.join(PROTOCOLS)}"
         )
-    run = loaded.config
-    own = run is not None and (run.data, Path(run.data_dir).resolve()) == (
-        settings.data,
-        Path(settings.data_dir).resolve(),
-    )
     part = settings.part if own else "all"
     patients = {record.patient for record in everything}
     if part != "all":

@@ -2,7 +2,6 @@
 
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import pp_jax.config
 from data import pipeline, records, sources, splits, targets
@@ -17,7 +16,6 @@ CHOICES = {
     "variant": VARIANTS,
     "init": ("checkpoint", "random"),
     "preprocess": ("", *PREPARATIONS),
-    "data": sources.DATASETS,
     "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
     "prompt": prompts.SAMPLERS,
@@ -28,7 +26,10 @@ CHOICES = {
     "sharding": sharding.RULES,
     "device": cli.DEVICES,
 }
-CHECKED = SPECS | {"augment": (augment.parse, augment.HELP)}
+CHECKED = SPECS | {
+    "augment": (augment.parse, augment.HELP),
+    "data": (sources.check_names, sources.HELP),
+}
 
 
 def main() -> None:
@@ -42,21 +43,31 @@ def main() -> None:
         runs.require_checkpoint(settings)
         settings = runs.with_preprocess(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device))
-        everything = sources.open_dataset(
-            settings.data, Path(settings.data_dir), limit=settings.limit
-        )
-        split = splits.split_patients(
-            everything, seed=settings.seed, validation=settings.validation, test=settings.test
-        )
-        part_of = {patient: part for part, patients in split.items() for patient in patients}
-        parts: dict[str, list[records.Record]] = {part: [] for part in split}
-        for record in records.draw_as(everything, settings.target):
-            parts[part_of[record.patient]].append(record)
+        sets = sources.name_sets(settings.data, settings.data_dir)
+        split, parts = share_out(settings, sources.open_sets(sets, limit=settings.limit))
         print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
         feed = make_feed(settings, parts)
         run = runs.open_run(settings, split=split, crops=records.object_crops(parts["train"]))
         loop.fit(run, settings, feed, mesh=mesh)
         print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+
+
+def share_out(
+    settings: TrainConfig, sets: list[list[records.Record]]
+) -> tuple[dict[str, list[str]], dict[str, list[records.Record]]]:
+    """Patients and records of each part; every data set has its share in each."""
+    split: dict[str, list[str]] = {part: [] for part in splits.PARTS}
+    parts: dict[str, list[records.Record]] = {part: [] for part in splits.PARTS}
+    for everything in sets:
+        own = splits.split_patients(
+            everything, seed=settings.seed, validation=settings.validation, test=settings.test
+        )
+        part_of = {patient: part for part, patients in own.items() for patient in patients}
+        for part, patients in own.items():
+            split[part] += patients
+        for record in records.draw_as(everything, settings.target):
+            parts[part_of[record.patient]].append(record)
+    return split, parts
 
 
 def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> loop.Feed:
@@ -79,10 +90,14 @@ def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> 
         **cli.process_share(),
     }
     usable = pipeline.usable(parts["train"], objects=common["objects"])
+    weights = pp_jax.config.weights_of(settings)
+    names = dict.fromkeys(record.dataset for record in parts["train"])
     return loop.Feed(
         train=lambda start: pipeline.train_batches(
             parts["train"],
             seed=settings.seed,
+            mix=dict(zip(names, weights, strict=True)) if weights else {},
+            balance=settings.balance,
             start_step=start,
             workers=settings.workers,
             **common,

@@ -1,12 +1,14 @@
 """The data sets by name."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from data import brain, cxr_seg, folder, nih, rsna
 from data.records import Record
+
+Sets = Mapping[str, tuple[str, Path]]  # Rows of `DATASETS` and their folders.
 
 NIH = "nih-chestxray14"
 COVID = "covid-chestxray-dataset"
@@ -58,6 +60,85 @@ def check_located(name: str) -> None:
             f"{name} says what an image shows and not where, so it is no target to learn or "
             f"to score; choose from {', '.join(n for n, row in DATASETS.items() if row.located)}"
         )
+
+
+def check_names(data: str) -> None:
+    """Nothing, or a ValueError that names what is no data set among names with commas."""
+    for name in data.split(","):
+        _row(name)
+
+
+def name_sets(data: str, folders: str) -> Sets:
+    """Data sets by the names they go by in a run: one has none, as nothing tells it from others.
+
+    Args:
+      data: Rows of `DATASETS`, with commas.
+      folders: Of each, with commas; of a single one, the folder as it is.
+
+    Raises:
+      ValueError: An unknown name, not one folder for each, or two sets that share pictures, so that
+        a patient could be trained on in one and tested on in the other.
+    """
+    check_names(data)
+    names = data.split(",")
+    if len(names) == 1:
+        return {"": (data, Path(folders))}
+    paths = [Path(part) for part in folders.split(",")]
+    if len(paths) != len(names):
+        raise ValueError(
+            f"--data-dir {folders}: {len(paths)} folders for the {len(names)} data sets of --data "
+            f"{data}; give one for each, with commas"
+        )
+    sets: dict[str, tuple[str, Path]] = {}
+    for name, path in zip(names, paths, strict=True):
+        for other, where in sets.values():
+            shared = sorted(_row(name).source_of & _row(other).source_of)
+            if shared or path.resolve() == where.resolve():
+                raise ValueError(
+                    f"--data {data}: {other} ({where}) and {name} ({path}) share pictures"
+                    f"{' of ' if shared else ''}{', '.join(shared)}, so that a patient could be "
+                    "trained on in one and tested on in the other; leave one out"
+                )
+        again = names[: len(sets)].count(name)
+        sets[f"{name}{again + 1}" if again else name] = (name, path)
+    return sets
+
+
+def among(asked: Sets, known: Sets) -> Sets:
+    """The sets by the names that they have among `known`; nothing if none of them is there.
+
+    Raises:
+      ValueError: Some are there and others are not.
+    """
+    name_of = {(name, path.resolve()): alias for alias, (name, path) in known.items()}
+    keys = [(name, path.resolve()) for name, path in asked.values()]
+    held = {
+        name_of[key]: pair for key, pair in zip(keys, asked.values(), strict=True) if key in name_of
+    }
+    if held and len(held) < len(asked):
+        there = ", ".join(name for name, _ in held.values())
+        raise ValueError(
+            f"of the data sets, the run was trained on {there} alone; score them apart"
+        )
+    return held
+
+
+def open_sets(sets: Sets, *, limit: int | None = None) -> list[list[Record]]:
+    """The records of each data set; where they have names, so have images and patients.
+
+    Raises:
+      FileNotFoundError, ValueError: As `open_dataset`.
+    """
+    opened = []
+    for alias, (name, path) in sets.items():
+        records = open_dataset(name, path, limit=limit)
+        if alias:
+            records = [
+                replace(r, id=f"{alias}.{r.id}", patient=f"{alias}.{r.patient}", dataset=alias)
+                for r in records
+            ]
+        opened.append(records)
+    return opened
 
 
 def check_apart(train: str, test: str) -> None:
@@ -141,3 +222,5 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
         ),
     }
 )
+
+HELP = f"{{{','.join(DATASETS)}}}"

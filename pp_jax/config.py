@@ -37,9 +37,14 @@ class TrainConfig:
     init: str = "checkpoint"
     """`random` starts from random weights where a checkpoint would be needed."""
     data: str = "synthetic"
-    """Data set."""
+    """Data set, or several with commas, each of which is split by itself."""
     data_dir: str = ""
-    """Its folder; default: datasets/DATA."""
+    """Its folder, or as many with commas; default: datasets/DATA."""
+    mix: str = ""
+    """Shares of several data sets in the training, such as `2,1`; default: every image is shown as
+    often as any other."""
+    balance: bool = False
+    """Show as many images with a finding as without, in turns; with `--prompt none`."""
     target: str = "mask"
     """What a finding's pixels are: `mask`, the outline where it is known and the filled box
     elsewhere; or made of its box everywhere: the box, its ellipse, or a pseudo-mask within it."""
@@ -121,9 +126,9 @@ class EvalConfig:
     checkpoint: str = ""
     """A run of train.py or a converted checkpoint; default: the run of `python train.py`."""
     data: str = ""
-    """Data set; default: the run's."""
+    """Data set, or several with commas; default: the run's."""
     data_dir: str = ""
-    """Its folder; default: the run's, or datasets/DATA."""
+    """Its folder, or as many with commas; default: the run's, or datasets/DATA."""
     target: str = "mask"
     """What is scored against, whatever the run was trained on: `mask`, the outline where it is
     known and the filled box elsewhere; or made of the box everywhere, and then no true outline."""
@@ -202,13 +207,9 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if config.variant != "tiny" and config.init == "checkpoint" and not config.checkpoint:
         fills["checkpoint"] = f"checkpoints/{config.variant}"
     if not config.data_dir:
-        fills["data_dir"] = f"datasets/{config.data}"
+        fills["data_dir"] = _folders(config.data)
     if not config.out:
-        parts = [config.variant, config.data, config.prompt, *_look_name(look_of(config))]
-        if config.augment != "none":
-            parts.append(config.augment.translate(_SAFE))
-        parts += _target_name(config.target)
-        fills["out"] = "runs/" + "-".join(parts)
+        fills["out"] = f"runs/{_run_name(config)}"
     config = dataclasses.replace(config, **fills)
     if config.trainable.endswith("+fusion") != (config.fusion == "learned"):
         raise ValueError(
@@ -227,9 +228,53 @@ def resolve(config: TrainConfig) -> TrainConfig:
         value = getattr(config, name)
         if value is not None and value < 0:
             raise ValueError(f"--{name} {value}: must be 0 or more")
+    weights_of(config)
+    if config.balance and config.prompt != "none":
+        raise ValueError(
+            f"--balance with --prompt {config.prompt}: an image without a finding has nothing to "
+            "prompt for and is left out; add --prompt none, or leave --balance out"
+        )
     _check_blend(config.blend)
     _check_seed(config.seed)
     return config
+
+
+def weights_of(config: TrainConfig) -> tuple[int, ...]:
+    """The shares of the data sets in the training; empty where none were given.
+
+    Raises:
+      ValueError: Not a whole number from 1 to 1000 for each data set.
+    """
+    if not config.mix:
+        return ()
+    told, count = config.mix.split(","), len(config.data.split(","))
+    weights = tuple(int(part) for part in told if part.isascii() and part.isdigit())
+    if not len(told) == len(weights) == count or not all(1 <= w <= _LARGEST for w in weights):
+        raise ValueError(
+            f"--mix {config.mix}: give a whole number from 1 to {_LARGEST} for each of the {count} "
+            f"data sets of --data {config.data}, with commas"
+        )
+    return weights
+
+
+_LARGEST = 1000
+
+
+def _folders(data: str) -> str:
+    """Where data sets lie by default."""
+    return ",".join(f"datasets/{name}" for name in data.split(","))
+
+
+def _run_name(config: TrainConfig) -> str:
+    parts = [config.variant, config.data, config.prompt, *_look_name(look_of(config))]
+    if config.augment != "none":
+        parts.append(config.augment)
+    parts += _target_name(config.target)
+    if config.mix:
+        parts.append(f"mix_{config.mix}")
+    if config.balance:
+        parts.append("balanced")
+    return "-".join(part.translate(_SAFE) for part in parts)
 
 
 def _with_recipe(config: TrainConfig) -> TrainConfig:
@@ -325,7 +370,6 @@ def resolve_eval(
     """
     told = run if run is not None else TrainConfig()
     data = settings.data or told.data
-    data_dir = settings.data_dir or (told.data_dir if data == told.data else "")
     prompt = settings.prompt or told.prompt
     shown = override(
         look,
@@ -341,8 +385,9 @@ def resolve_eval(
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
     _check_seed(settings.seed)
     other_look = () if shown == look else _look_name(shown)
+    where = data.translate(_SAFE)
     report = "-".join(
-        ("eval", data, prompt, *other_look, *_target_name(settings.target), settings.part)
+        ("eval", where, prompt, *other_look, *_target_name(settings.target), settings.part)
     )
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
     joint = "/" if run is not None else "-"
@@ -350,7 +395,7 @@ def resolve_eval(
         settings,
         checkpoint=folder,
         data=data,
-        data_dir=data_dir or f"datasets/{data}",
+        data_dir=settings.data_dir or _folders_of_run(data, told),
         prompt=prompt,
         recipe="",
         filter=shown.filter,
@@ -360,6 +405,14 @@ def resolve_eval(
         image_size=settings.image_size or told.image_size,
         out=settings.out or f"{folder}{joint}{report}",
     )
+
+
+def _folders_of_run(data: str, run: TrainConfig) -> str:
+    """Where data sets lie: where the run found them, if it was trained on them."""
+    if data == run.data and run.data_dir:
+        return run.data_dir
+    known = dict(zip(run.data.split(","), run.data_dir.split(","), strict=False))
+    return ",".join(known.get(name) or f"datasets/{name}" for name in data.split(","))
 
 
 def differences(old: Mapping[str, Any], new: TrainConfig) -> dict[str, tuple[Any, Any]]:

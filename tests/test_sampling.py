@@ -109,6 +109,8 @@ def test_sets_of_one_size_and_seeds_side_by_side_do_not_share_their_orders():
     assert rows[::2] != [row - 30 for row in rows[1::2]]
     later = shown(records, 60, mix={"a": 1, "b": 1}, seed=1)
     assert rows[::2] != later[::2]
+    classes = shown(named(a=(30, 30)), 60, balance=True)
+    assert classes[::2] != [row - 30 for row in classes[1::2]]
 
 
 def test_a_mixed_stream_has_no_end_that_a_training_could_reach():

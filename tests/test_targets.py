@@ -17,7 +17,6 @@ from pp_jax.evaluate import report
 from pp_jax.evaluate.controls import inscribed_ellipse
 from pp_jax.evaluate.metrics import dice
 from pp_jax.evaluate.statistics import Interval, Summary
-from pp_jax.finetune.runs import Loaded
 
 DERIVED = [name for name, row in TARGETS.items() if row.reads]
 BOXES = [(20.0, 30.0, 100.0, 90.0), (3.4, 2.6, 17.5, 40.2), (0.0, 0.0, 128.0, 96.0)]
@@ -203,8 +202,7 @@ def scored(settings):
         Record(name, name, Path(name), ((0.0, 0.0, 9.0, 9.0),), Path(name), "mask", "")
         for name in ("a", "b")
     ]
-    weights = Loaded("tiny", {}, None, None, Look())
-    return eval_front.choose(draw_as(known, settings.target), settings, weights, Path("weights"))
+    return eval_front.choose(draw_as(known, settings.target), settings, Path("run"), own=False)
 
 
 @pytest.mark.parametrize("name", TARGETS)
