@@ -2,7 +2,8 @@
 
 Two steps, as all pairs are compared: a perceptual hash of 63 bits proposes, the correlation of two
 small thumbnails decides. Both are made after uniform margins were cut off, so that the same picture
-padded to a square or cropped to its content has the same thumbnail.
+padded to a square or cropped to its content has the same thumbnail. A crop that takes 1 % off each
+side is found, one of 2 % often not: a threshold that finds it calls films of two people one.
 """
 
 import hashlib
@@ -130,7 +131,7 @@ def details(thumbnails: UInt8[np.ndarray, "n 32 32"]) -> Float32[np.ndarray, "n 
     fine = fine.reshape(len(levels), SIDE * SIDE)
     fine -= fine.mean(1, keepdims=True)
     length = np.linalg.norm(fine, axis=1, keepdims=True)
-    return np.where(length > SIDE * 1e-3, fine / np.maximum(length, 1e-9), 0)
+    return fine / np.maximum(length, 1e-2)  # One pixel of one grey level more: .9.
 
 
 def _near(

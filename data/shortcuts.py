@@ -57,7 +57,7 @@ def audit(
     for seed in range(_REPEATS):
         folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
         for train, test in folds.split(features, positive, groups):
-            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            model = make_pipeline(StandardScaler(), LogisticRegression(solver="newton-cholesky"))
             model.fit(features[train], positive[train])
             scores[test] += model.decision_function(features[test])
     low, high = _interval(scores, positive, groups)
