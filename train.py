@@ -2,12 +2,15 @@
 
 import warnings
 from collections import Counter
+from functools import partial
+from pathlib import Path
 
 import pp_jax.config
-from data import pipeline, records, sources, splits, targets
+from data import cache, embedded, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import loop, optimize, runs, trainable
+from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS
 from pp_jax.sam import VARIANTS, sized
@@ -23,6 +26,7 @@ CHOICES = {
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
     "dtype": ("float32", "bfloat16"),
+    "embeddings": ("", "bfloat16", "float32"),
     "sharding": sharding.RULES,
     "device": cli.DEVICES,
 }
@@ -40,6 +44,8 @@ def main() -> None:
         )
         cli.require_clone()
         roi.make_for_images(settings.roi)  # One that each box has for itself is refused here.
+        if settings.embeddings:
+            check_fixed(settings)
         runs.require_checkpoint(settings)
         settings = runs.with_preprocess(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device))
@@ -70,8 +76,12 @@ def share_out(
     return split, parts
 
 
-def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> loop.Feed:
-    """Batches of the run's own training and validation parts."""
+def make_feed(
+    settings: TrainConfig,
+    parts: dict[str, list[records.Record]],
+    features: pipeline.Features | None = None,
+) -> loop.Feed:
+    """Batches of the run's own training and validation parts, of images or of their embeddings."""
     kinds = Counter(r.kind for r in parts["train"] if r.from_box and r.boxes)
     same = settings.prompt == "box" and bool(kinds)
     for kind, count in kinds.items() if same else ():
@@ -87,6 +97,7 @@ def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> 
         "batch": settings.batch,
         "max_objects": settings.max_objects,
         "objects": "union" if settings.prompt == "none" else "each",
+        "features": features,
         **cli.process_share(),
     }
     usable = pipeline.usable(parts["train"], objects=common["objects"])
@@ -105,7 +116,30 @@ def make_feed(settings: TrainConfig, parts: dict[str, list[records.Record]]) -> 
         validation=lambda: pipeline.eval_batches(parts["validation"], **common),
         epoch_steps=max(1, len(usable) // settings.batch),
         facts={"prompt_is_target": True} if same else {},
+        embedded=partial(embed, settings, parts) if settings.embeddings and not features else None,
     )
+
+
+def embed(
+    settings: TrainConfig, parts: dict[str, list[records.Record]], embedder: Embedder
+) -> loop.Feed:
+    """The feed with the embeddings of all its images, of which those not on disk are computed."""
+    features = embedded.embed(
+        [*parts["train"], *parts["validation"]],
+        cache.open_cache(
+            Path(settings.cache_dir),
+            about=embedder.about,
+            shape=embedder.shape,
+            dtype=settings.embeddings,
+        ),
+        embedder.compute,
+        side=sized(settings.variant, settings.image_size).image_size,
+        fit=PREPARATIONS[settings.preprocess].fit,
+        cut=roi.make_for_images(settings.roi),
+        batch=settings.batch,
+        **cli.process_share(),
+    )
+    return make_feed(settings, parts, features)
 
 
 if __name__ == "__main__":

@@ -74,11 +74,16 @@ def open_cache(
         _write(folder / ABOUT, text.encode())
     elif (folder / ABOUT).read_text() != text:
         raise CacheError(f"{folder / ABOUT}: damaged; delete {folder}, it is made anew")
+    return open_again(Cache(folder, tuple(shape), dtype, {}))
+
+
+def open_again(cache: Cache) -> Cache:
+    """The cache with all that is in its folder by now."""
     places = {}
-    for index in sorted(folder.glob("*.json")):
+    for index in sorted(cache.folder.glob("*.json")):
         if index.name != ABOUT:
             places |= {name: (index.stem, row) for row, name in enumerate(_names(index))}
-    return Cache(folder, tuple(shape), dtype, places)
+    return cache._replace(places=places)
 
 
 def add(cache: Cache, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Cache:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from data.records import Record, Sample, load, tight_boxes
 from data.sampling import order_rows
@@ -17,6 +17,7 @@ from pp_jax.types import Batch
 
 Objects = Literal["each", "union"]
 Cut = Callable[[UInt8[np.ndarray, "H W 3"]], roi.Window]  # What is shown of an image.
+Features = Callable[[Record], Float[np.ndarray, "h w D"]]  # An embedding, computed before.
 NO_MIX: Mapping[str, int] = MappingProxyType({})
 PADDING = -1  # A row that is no record.
 CACHE_BYTES = 2 << 30
@@ -46,6 +47,7 @@ def train_batches(
     fit: geometry.Fit = "longest",
     cut: Cut = roi.whole_window,
     cache_bytes: int = CACHE_BYTES,
+    features: Features | None = None,
 ) -> Iterator[Batch]:
     """This process's part of the global batches from `start_step` on, without end.
 
@@ -71,6 +73,7 @@ def train_batches(
       cut: What is cut out of an image before. Objects are cut with it; one that has no pixel there
         is dropped, with a warning that names its image.
       cache_bytes: Of prepared images kept in memory, all workers together.
+      features: Gives the embedding that the batch holds instead of the image.
 
     Raises:
       ValueError: No record to train on, or fewer than `batch`, or `batch` cannot be shared; a data
@@ -95,6 +98,7 @@ def train_batches(
         fit=fit,
         cut=cut,
         cache_bytes=cache_bytes // max(workers, 1),
+        features=features,
     )
     order = order_rows(records, rows, batch=batch, seed=seed, mix=mix, balance=balance)
     return _iterate(order.map(prepare), batch, start_step, process_index, process_count, workers)
@@ -112,6 +116,7 @@ def eval_batches(
     workers: int = 0,
     fit: geometry.Fit = "longest",
     cut: Cut = roi.whole_window,
+    features: Features | None = None,
 ) -> Iterator[Batch]:
     """This process's part of the global batches of all records, once and in order.
 
@@ -132,6 +137,7 @@ def eval_batches(
         fit=fit,
         cut=cut,
         cache_bytes=0,
+        features=features,
     )
     order = grain.MapDataset.source(rows).map(prepare)
     return _iterate(order, batch, 0, process_index, process_count, workers)
@@ -160,6 +166,7 @@ def _iterate(
 class _Prepared(NamedTuple):
     """What is kept of an image: nothing that padding or repetition can restore."""
 
+    size: tuple[int, int]
     image: UInt8[np.ndarray, "h w C"]  # C is 1 where the three channels agree.
     targets: Float32[np.ndarray, "n h w"]
     boxes: Float32[np.ndarray, "n 4"]
@@ -207,6 +214,7 @@ def _prepare(
     grey = (image == image[:, :, :1]).all()
     targets = [geometry.low_res_target(mask, side=side, fit=fit) for mask in masks]
     return _Prepared(
+        (image.shape[0], image.shape[1]),
         image[:, :, :1].copy() if grey else image,
         np.array(targets, np.float32).reshape(-1, side // 4, side // 4),
         geometry.boxes_to_model(
@@ -233,7 +241,9 @@ class _Prepare:
         fit: geometry.Fit,
         cut: Cut,
         cache_bytes: int,
+        features: Features | None,
     ):
+        self._features = features
         self._fit: geometry.Fit = fit
         self._cut = cut
         self._records, self._side = records, side
@@ -244,17 +254,23 @@ class _Prepare:
 
     def __call__(self, row: int) -> Batch:
         quarter = self._side // 4
-        image = np.zeros((self._side, self._side, 3), np.uint8)
+        shown = 0 if self._features else self._side
+        image = np.zeros((shown, shown, 3), np.uint8)
         targets = np.zeros((self._slots, quarter, quarter), np.float32)
         boxes = np.zeros((self._slots, 4), np.float32)
         size, count = (self._side, self._side), 0
         if row != PADDING:
             prepared = self._prepared(row)
-            size, count = prepared.image.shape[:2], len(prepared.targets)
-            image[: size[0], : size[1]] = prepared.image
+            size, count = prepared.size, len(prepared.targets)
+            if not self._features:
+                image[: size[0], : size[1]] = prepared.image
             targets[:count], boxes[:count] = prepared.targets, prepared.boxes
         valid = np.arange(self._slots) < count
-        return Batch(image, np.array(size, np.int32), targets, boxes, valid, np.int32(row))
+        whole = Batch(image, np.array(size, np.int32), targets, boxes, valid, np.int32(row))
+        if not self._features:
+            return whole
+        # A row of padding has no object, so it may have any embedding.
+        return whole._replace(features=self._features(self._records[max(row, 0)]))
 
     def _prepared(self, row: int) -> _Prepared:
         if row in self._kept:
@@ -268,7 +284,9 @@ class _Prepare:
         prepared = _prepare(
             sample, side=self._side, max_objects=self._slots, fit=self._fit, name=record.id
         )
-        size = sum(array.nbytes for array in prepared)
+        if self._features:
+            prepared = prepared._replace(image=np.zeros((0, 0, 1), np.uint8))
+        size = sum(array.nbytes for array in prepared[1:])
         if size <= self._free:
             # Threads may race here and exceed the budget by an image each: not worth a lock, which
             # could not be sent to a worker process.

@@ -13,13 +13,11 @@ before what lies in the archive. RSNA's `patientId` names an image. Who is shown
 19124); `mse`, how unlike the two pictures are, may be missing.
 """
 
-import csv
-import io
 import math
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
@@ -30,6 +28,7 @@ from data.boxes import Box
 from data.dicom import dicom_facts
 from data.files import File, members
 from data.records import Record
+from data.tables import read_rows
 
 OBTAIN = (
     "download it with `kaggle competitions download -c rsna-pneumonia-detection-challenge` "
@@ -145,7 +144,7 @@ def parse_labels(file: File) -> dict[str, Labelled]:
     """
     found: dict[str, Labelled] = {}
     cells = ("x", "y", "width", "height")
-    for line, row in _rows(file, ("patientId", *cells, "Target")):
+    for line, row in read_rows(file, ("patientId", *cells, "Target")):
         name, target = row["patientId"], row["Target"]
         where = f"{file}, line {line} ({name})"
         _check_id(name, where=f"{file}, line {line}")
@@ -177,7 +176,7 @@ def parse_classes(file: File) -> dict[str, str]:
       ValueError: A class that is none of RSNA's three, or two of one id.
     """
     classes: dict[str, str] = {}
-    for line, row in _rows(file, ("patientId", "class")):
+    for line, row in read_rows(file, ("patientId", "class")):
         name, given = row["patientId"], row["class"]
         if given not in NAMES_OF_CLASSES:
             choices = ", ".join(map(repr, NAMES_OF_CLASSES))
@@ -221,7 +220,7 @@ def find_patients(files: Mapping[str, File], ids: Sequence[str]) -> People:
 def parse_patients(file: File) -> People:
     """The rows of `patients.csv`; a ValueError where two name different patients for one id."""
     patients: dict[str, str] = {}
-    for line, row in _rows(file, ("patientId", "patient")):
+    for line, row in read_rows(file, ("patientId", "patient")):
         name, given = row["patientId"], row["patient"]
         if patients.setdefault(name, given) != given:
             raise ValueError(
@@ -243,7 +242,7 @@ def parse_nih(file: File) -> People:
     """
     images, ids = defaultdict(set), defaultdict(set)
     doubtful = set()
-    for line, row in _rows(file, ("patientId", "nih_image")):
+    for line, row in read_rows(file, ("patientId", "nih_image")):
         name, image, mse = row["patientId"], row["nih_image"], row.get("mse")
         where = f"{file}, line {line} ({name})"
         if not image:
@@ -342,26 +341,6 @@ def _number(cell: str, *, where: str) -> float:
         return float(cell)
     except ValueError:
         raise ValueError(f"{where}: {cell!r} is no number; correct or remove the row") from None
-
-
-def _rows(file: File, columns: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and stripped cells of each row; a short row has empty cells at its end."""
-    try:
-        with io.TextIOWrapper(file.open("rb"), encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, restval="")
-            header = [name.strip() for name in reader.fieldnames or []]
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise ValueError(
-                    f"{file}: no column {', '.join(missing)}; it has {', '.join(header)}"
-                )
-            reader.fieldnames = header
-            for row in reader:
-                cells = {name: row[name].strip() for name in header}
-                if any(cells.values()):
-                    yield reader.line_num, cells
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: not a CSV in UTF-8 ({error})") from error
 
 
 def _check_images(files: Mapping[str, File], ids: Iterable[str]) -> None:

@@ -1,11 +1,14 @@
 """The data sets by name."""
 
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-from data import brain, cxr_seg, folder, nih, rsna
+from data import brain, cxr_seg, nih, rsna
+from data import folder as plain
+from data.prepared import is_prepared, read_prepared
 from data.records import Record
 
 Sets = Mapping[str, tuple[str, Path]]  # Rows of `DATASETS` and their folders.
@@ -44,9 +47,11 @@ def open_dataset(
       ValueError: An unknown name, a label where there are none, or whatever the reader finds wrong.
     """
     row = _row(name)
-    if not Path(folder).is_dir():
+    if not Path(folder).is_dir() and not zipfile.is_zipfile(folder):
         obtain = row.obtain.replace("DIR", str(folder))
         raise FileNotFoundError(f"{folder}: no such folder; {obtain}")
+    if is_prepared(folder):
+        return read_prepared(folder, data=name, label=label, limit=limit)
     if label and not row.labels:
         able = ", ".join(name for name, row in DATASETS.items() if row.labels)
         raise ValueError(f"{name} has no labels to choose {label!r} from; {able} have")
@@ -76,11 +81,12 @@ def name_sets(data: str, folders: str) -> Sets:
       folders: Of each, with commas; of a single one, the folder as it is.
 
     Raises:
-      ValueError: An unknown name, not one folder for each, or two sets that share pictures, so that
-        a patient could be trained on in one and tested on in the other.
+      ValueError: An unknown name, one that marks nothing, not one folder for each, or two sets that
+        share pictures, so that a patient could be trained on in one and tested on in the other.
     """
-    check_names(data)
     names = data.split(",")
+    for name in names:
+        check_located(name)
     if len(names) == 1:
         return {"": (data, Path(folders))}
     paths = [Path(part) for part in folders.split(",")]
@@ -176,9 +182,9 @@ DATASETS: Mapping[str, Dataset] = MappingProxyType(
             source_of=frozenset({NIH}),
         ),
         "folder": Dataset(
-            folder.read_folder,
+            plain.read_folder,
             folder="folder",
-            obtain=folder.OBTAIN,
+            obtain=plain.OBTAIN,
             licence="your own",
             labels="labels of dataset.json, COCO's categories or the CSV's labels",
         ),

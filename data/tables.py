@@ -1,11 +1,13 @@
 """Rows of a user's CSV, each cell as text."""
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+
+from data.files import File
 
 
-def read_rows(path: Path, *layouts: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: File, *layouts: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and stripped cells of each row; a short row has empty cells at its end.
 
     All columns of the file are given, in any order.
@@ -20,12 +22,16 @@ def read_rows(path: Path, *layouts: Sequence[str]) -> Iterator[tuple[int, dict[s
       OSError: The file cannot be opened.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
+        with io.TextIOWrapper(path.open("rb"), encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, restval="")
             header = [name.strip() for name in reader.fieldnames or []]
             if not any(set(layout) <= set(header) for layout in layouts):
                 wanted = " or ".join(",".join(layout) for layout in layouts)
-                raise ValueError(f"{path}: needs the columns {wanted}; it has {','.join(header)}")
+                missing = " or ".join(_missing(layout, header) for layout in layouts)
+                raise ValueError(
+                    f"{path}: needs the columns {wanted}; it has {','.join(header)}: no column "
+                    f"{missing}"
+                )
             reader.fieldnames = header
             for row in reader:
                 cells = {name: row[name].strip() for name in header}
@@ -33,3 +39,7 @@ def read_rows(path: Path, *layouts: Sequence[str]) -> Iterator[tuple[int, dict[s
                     yield reader.line_num, cells
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a CSV in UTF-8 ({error})") from error
+
+
+def _missing(layout: Sequence[str], header: Sequence[str]) -> str:
+    return ", ".join(name for name in layout if name not in header)

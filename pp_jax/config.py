@@ -67,6 +67,11 @@ class TrainConfig:
     black."""
     augment: str = "none"
     """How training images, with their findings, are changed at random in every step."""
+    embeddings: str = ""
+    """Compute each image's embedding once, with the encoder that is not trained, keep it on disk in
+    this type, and train from there; runs on the same images and filter share them."""
+    cache_dir: str = "datasets/embeddings"
+    """Where embeddings are kept; 2 MiB an image in bfloat16, 4 in float32."""
     epochs: int | None = None
     """Length of the training in epochs; default: that of the variant."""
     steps: int | None = None
@@ -184,7 +189,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 # Flags that change where or how a run is computed, not what it computes.
-_NOT_THE_RUN = frozenset({"out", "device", "force", "workers", "keep"})
+_NOT_THE_RUN = frozenset({"out", "device", "force", "workers", "keep", "cache_dir"})
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

@@ -34,6 +34,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """Split along the first axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
 def place_batch(batch: Any, mesh: Mesh) -> Any:
     """The batch's arrays, split along their first axis over `data` (and `fsdp`).
 
@@ -42,7 +47,7 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     Raises:
       ValueError: The global batch does not divide by the number of devices.
     """
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    sharding = by_rows(mesh)
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = len(jax.tree.leaves(batch)[0]) * jax.process_count()
     if rows % devices:

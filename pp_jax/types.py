@@ -43,6 +43,8 @@ class Batch(NamedTuple):
     boxes: Float[np.ndarray, "B N 4"]  # Model frame.
     valid: Bool[np.ndarray, "B N"]  # False: no such object.
     index: Int[np.ndarray, " B"]  # Row in the list of records; -1 for padding of a last batch.
+    # The frozen encoder's, computed before; `image` is then "B 0 0 3".
+    features: Float[np.ndarray, "B h w D"] | None = None
 
 
 @jaxtyped(typechecker=beartype)

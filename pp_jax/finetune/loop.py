@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
-from pp_jax import sharding
+from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.evaluate import report
 from pp_jax.finetune import runs
+from pp_jax.finetune.embeddings import Embedder, make_embedder
 from pp_jax.finetune.losses import Terms
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import State, averages, make_step, make_terms
@@ -40,6 +41,7 @@ class Feed(NamedTuple):
     validation: Callable[[], Iterable[Batch]]  # All of it, once.
     epoch_steps: int
     facts: dict[str, Any]  # To stand in every row of the log.
+    embedded: Callable[[Embedder], "Feed"] | None = None  # The same batches with embeddings.
 
 
 class _Log:
@@ -96,6 +98,10 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     optimizer = _optimizer(settings, steps=total)
     state, frozen, base = runs.begin(run, settings, optimizer, step=start, mesh=mesh)
     _describe(state, frozen, settings, total=total, start=start)
+    if feed.embedded is not None:
+        variables = tree.combine(state.trainable, frozen)
+        feed = feed.embedded(make_embedder(settings, variables, mesh=mesh))
+        batches = feed.train(start)
     everywhere = sharding.replicated(mesh)
     step = jax.jit(
         make_step(_terms(settings, Purpose.TRAIN_PROMPT, augmented=settings.augment), optimizer),

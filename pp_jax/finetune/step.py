@@ -66,8 +66,12 @@ def make_terms(
             side=side,
         )
         variables = tree.combine(trainable, frozen)
-        shown = stage(batch.image, batch.size, variables.get("fusion"))
-        output = model.apply(variables, shown, prompts)
+        if batch.features is None:
+            shown = stage(batch.image, batch.size, variables.get("fusion"))
+            output = model.apply(variables, shown, prompts)
+        else:
+            features = batch.features.astype(model.dtype)
+            output = model.apply(variables, features, prompts, method="decode")
         cover = jax.vmap(lambda size: coverage(size, side=side))(batch.size)
         return sam_terms(output.three(), batch.targets, cover, batch.valid, weights=weights)
 

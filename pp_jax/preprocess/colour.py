@@ -32,7 +32,8 @@ def to_rgb_uint8(image: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
         raise ValueError(f"an image of shape {image.shape} has no pixel")
     channels = image.shape[2] if image.ndim == 3 else 1
     colours = image.reshape(*image.shape[:2], channels)[..., : 3 if channels > 2 else 1]
-    return np.ascontiguousarray(np.broadcast_to(_to_uint8(colours), (*image.shape[:2], 3)))
+    levels = _to_uint8(colours)
+    return np.repeat(levels, 3, axis=2) if levels.shape[2] == 1 else np.ascontiguousarray(levels)
 
 
 def to_grey(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W"]:

@@ -1,0 +1,141 @@
+"""Embeddings of a data set's images: what is not on disk yet is computed, all others are read."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float, Int, UInt8
+from tqdm import tqdm
+
+from data.cache import Cache, add, open_again, read
+from data.images import read_any
+from data.pipeline import Cut
+from data.records import Record
+from pp_jax.preprocess import geometry, roi
+
+Compute = Callable[
+    [UInt8[np.ndarray, "B S S 3"], Int[np.ndarray, "B 2"]], Float[np.ndarray, "B h w D"]
+]
+_SHARD = 64  # Arrays, or this many seconds' worth of them: what a kill may cost.
+_SECONDS = 120
+_THREADS = 4
+
+
+class Embedded(NamedTuple):
+    """From a record to its embedding."""
+
+    cache: Cache
+    names: Mapping[str, str]  # Record id -> name in the cache.
+
+    def __call__(self, record: Record) -> Float[np.ndarray, "h w D"]:
+        """The embedding; errors as `cache.read`."""
+        return read(self.cache, self.names[record.id])
+
+
+def embed(
+    records: Sequence[Record],
+    cache: Cache,
+    compute: Compute,
+    *,
+    side: int,
+    fit: geometry.Fit,
+    cut: Cut,
+    batch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Embedded:
+    """The embeddings of all records, by the content of their image files.
+
+    Says first how many are computed and how large they are. What was computed is kept, whenever
+    this is interrupted.
+
+    Args:
+      records: Two with the same file share an embedding.
+      cache: Of what `compute` gives, and of nothing else.
+      compute: From this process's rows of a batch, model frame, to their embeddings.
+      side: Of the model frame.
+      fit: How an image is brought to `side`.
+      cut: What is cut out of an image before.
+      batch: Images at a time, over all processes.
+      process_index: Of this process, below `process_count`.
+      process_count: Divides `batch`; all processes see the cache's folder.
+
+    Raises:
+      OSError: Too little space, or an image that cannot be opened.
+      ImageError, DicomError: An image that cannot be read.
+    """
+    names, images = {}, {}
+    for record in tqdm(records, desc="looking for embeddings", unit="image", delay=2, leave=False):
+        names[record.id] = hashlib.sha256(record.image.read_bytes()).hexdigest()
+        images.setdefault(names[record.id], record.image)
+    missing = [name for name in images if name not in cache.places]
+    _announce(cache, missing=len(missing), total=len(images))
+    if process_count > 1:  # None may write before all have looked.
+        multihost_utils.sync_global_devices("embeddings looked for")
+
+    def canvas(name: str | None) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
+        if name is None:
+            return np.zeros((side, side, 3), np.uint8), (side, side)
+        image = read_any(images[name])
+        image = roi.crop(image, cut(image))
+        image = geometry.resize_image(image, longest=side, fit=fit)
+        return geometry.pad_square(image, side=side), image.shape[:2]
+
+    rows: list[str | None] = [*missing, *[None] * (-len(missing) % batch)]
+    own = rows[process_index::process_count]
+    share, hidden = batch // process_count, process_index > 0
+    with (
+        ThreadPoolExecutor(_THREADS) as threads,
+        tqdm(total=len(missing), desc="embedding", unit="image", disable=hidden or not rows) as bar,
+    ):
+        pending: dict[str, np.ndarray] = {}
+        begun = time.monotonic()
+        for start, drawn in enumerate(_in_batches(threads, canvas, own, share)):
+            found = compute(
+                np.stack([image for image, _ in drawn]),
+                np.array([size for _, size in drawn], np.int32),
+            )
+            chosen = own[start * share : (start + 1) * share]
+            pending |= {n: f for n, f in zip(chosen, found, strict=True) if n is not None}
+            bar.update(min(batch, len(missing) - bar.n))
+            if len(pending) >= _SHARD or time.monotonic() - begun > _SECONDS:
+                cache, pending, begun = add(cache, pending), {}, time.monotonic()
+        if pending:
+            cache = add(cache, pending)
+    if process_count > 1:
+        multihost_utils.sync_global_devices("embeddings written")
+        cache = open_again(cache)
+    return Embedded(cache, names)
+
+
+def _in_batches(
+    threads: ThreadPoolExecutor, draw: Callable, rows: Sequence[str | None], size: int
+) -> Iterator[list]:
+    """The rows drawn, `size` at a time, the next ones while the last are at work."""
+    ahead = iter([threads.submit(draw, row) for row in rows[: 2 * size]])
+    waiting = [list(islice(ahead, size)), list(islice(ahead, size))]
+    for start in range(0, len(rows), size):
+        futures = waiting.pop(0)
+        following = rows[start + 2 * size : start + 3 * size]
+        waiting.append([threads.submit(draw, row) for row in following])
+        yield [future.result() for future in futures]
+
+
+def _announce(cache: Cache, *, missing: int, total: int) -> None:
+    """Prints what is there and what is to come, or raises before a disk is filled in vain."""
+    need, free = missing * cache.bytes_each, shutil.disk_usage(cache.folder).free
+    print(
+        f"embeddings: {total - missing} of {total} images are in {cache.folder}; {missing} are "
+        f"computed now, {need / 2**30:.2f} GiB in {cache.dtype}"
+    )
+    if need > free:
+        raise OSError(
+            f"{cache.folder}: {need / 2**30:.1f} GiB of embeddings, {free / 2**30:.1f} GiB free: "
+            "choose another --cache-dir, --embeddings bfloat16, or a --limit"
+        )

@@ -1,0 +1,104 @@
+"""Embeddings of a frozen encoder: what they depend on, and how a batch of them is computed."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+
+from pp_jax import sharding, tree
+from pp_jax.config import TrainConfig, look_of
+from pp_jax.finetune.trainable import POLICIES
+from pp_jax.preprocess import augment, filters, roi, specs
+from pp_jax.preprocess.fusion import FUSIONS
+from pp_jax.preprocess.stage import make_stage
+from pp_jax.sam import VARIANTS, Sam, sized
+from pp_jax.sam.model import init
+
+_ENCODER = "params/image_encoder/"
+_VERSION = 1  # Of what the encoder and the input stage compute.
+
+
+class Embedder(NamedTuple):
+    """What embeddings are of, and the function that computes them."""
+
+    about: Mapping[str, Any]  # All that they depend on but the image: JSON values.
+    shape: tuple[int, int, int]  # Of one: grid rows, grid columns, channels.
+    compute: Callable[
+        [UInt8[np.ndarray, "B S S 3"], Int[np.ndarray, "B 2"]], Float[np.ndarray, "B h w D"]
+    ]
+
+
+def check_fixed(settings: TrainConfig) -> None:
+    """Nothing, where every image has one embedding throughout the training.
+
+    Raises:
+      ValueError: Names the choice that changes embeddings, and what to choose instead.
+    """
+    if settings.fusion == "learned":
+        raise ValueError(
+            "--embeddings with --fusion learned: the fusion is trained, so what SAM sees changes "
+            "in every step; leave out --embeddings"
+        )
+    if augment.parse(settings.augment):
+        raise ValueError(
+            f"--embeddings with --augment {settings.augment}: every step sees other pixels; leave "
+            "one of them out"
+        )
+    shapes = jax.eval_shape(
+        lambda key: init(Sam(VARIANTS[settings.variant]), key), jax.random.key(0)
+    )
+    trained, _ = tree.partition(shapes, POLICIES[settings.trainable])
+    if any(path.startswith(_ENCODER) for path in tree.flatten(trained)):
+        raise ValueError(
+            f"--embeddings with --trainable {settings.trainable}: it trains the image encoder; "
+            "choose `--trainable decoder`, or leave out --embeddings"
+        )
+
+
+def make_embedder(settings: TrainConfig, variables: Mapping[str, Any], *, mesh: Mesh) -> Embedder:
+    """The embedder of a run; `compute` takes this process's rows of a batch the mesh can share."""
+    config = sized(settings.variant, settings.image_size)
+    model = Sam(config, dtype=jnp.dtype(settings.dtype))
+    stage = make_stage(look_of(settings), side=config.image_size)
+
+    def encode(variables, images, sizes):
+        return model.apply(variables, stage(images, sizes), method="encode")
+
+    encode = jax.jit(encode, out_shardings=sharding.by_rows(mesh))
+
+    def compute(
+        images: UInt8[np.ndarray, "B S S 3"], sizes: Int[np.ndarray, "B 2"]
+    ) -> Float[np.ndarray, "B h w D"]:
+        embedding = encode(variables, *sharding.place_batch((images, sizes), mesh))
+        own = sorted(embedding.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in own])
+
+    about = {
+        "version": _VERSION,
+        "weights": hash_weights(variables),
+        "variant": settings.variant,
+        "image_size": config.image_size,
+        "compute": settings.dtype,
+        "filter": filters.canonical(settings.filter),
+        "fusion": str(specs.parse_row(settings.fusion, FUSIONS, what="fusion")),
+        "blend": settings.blend,
+        "roi": str(roi.parse(settings.roi)),
+        "preprocess": settings.preprocess,
+    }
+    return Embedder(about, (config.grid, config.grid, config.out_dim), compute)
+
+
+def hash_weights(variables: Mapping[str, Any]) -> str:
+    """The sha256 of the image encoder's parameters, with their names, shapes and types."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(tree.flatten(variables).items()):
+        if path.startswith(_ENCODER):
+            array = np.asarray(leaf)
+            digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
+            digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
