@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import shutil
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -52,6 +53,8 @@ def main() -> None:
         sets, own = find_sets(settings, loaded.config)
         opened = sources.open_sets(sets)
         everything = records.draw_as(itertools.chain(*opened), settings.target)
+        if loaded.config is not None and not own:
+            everything = leave_out_seen(everything, sets, folder, loaded.config)
         chosen = choose(everything, settings, folder, own=own)
         model = Sam(sized(loaded.variant, settings.image_size))
         stage = make_stage(look, side=model.config.image_size)
@@ -105,6 +108,31 @@ def find_sets(settings: EvalConfig, run: config.TrainConfig | None) -> tuple[sou
         for other, _ in trained.values():
             sources.check_apart(other, name)
     return asked, False
+
+
+def leave_out_seen(
+    everything: Sequence[records.Record], sets: sources.Sets, folder: Path, run: config.TrainConfig
+) -> list[records.Record]:
+    """The records without patients that the run was fitted on in a copy of the same data set.
+
+    A copy, such as a prepared one, is told by its name; `folder` and `synthetic` are names of many.
+    """
+    parts = runs.read_split(folder)
+    fitted = {patient for part in ("train", "validation") for patient in parts[part]}
+    seen = set()
+    for alias, (name, _) in sets.items():
+        for other, (same, _) in sources.name_sets(run.data, run.data_dir).items():
+            if name == same and sources.DATASETS[name].source_of:
+                bare = {p.removeprefix(f"{other}.") for p in fitted} if other else fitted
+                seen |= {f"{alias}.{p}" for p in bare} if alias else bare
+    kept = [record for record in everything if record.patient not in seen]
+    if len(kept) < len(everything):
+        warnings.warn(
+            f"{len(everything) - len(kept)} of {len(everything)} images are left out: {folder} was "
+            "trained or validated on their patients, in another copy of the data set",
+            stacklevel=2,
+        )
+    return kept
 
 
 def choose(

@@ -9,6 +9,7 @@ import pytest
 import eval as eval_front
 import train as train_front
 from data import sources
+from data.records import Record
 from data.rsna import read_rsna
 from data.synthetic import generate
 from pp_jax.config import EvalConfig, Look, TrainConfig, differences, resolve, resolve_eval
@@ -182,6 +183,24 @@ def test_other_data_are_scored_whole_and_mixtures_of_own_and_other_not_at_all(fo
     half = EvalConfig(data="synthetic,synthetic", data_dir=joined(folders))
     with pytest.raises(ValueError, match="trained on synthetic alone; score them apart"):
         eval_front.find_sets(half, run)
+
+
+@pytest.mark.parametrize("prefix", ["", "rsna."])
+def test_a_copy_of_the_runs_own_data_is_scored_without_its_patients(prefix, tmp_path):
+    parts = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
+    held = {part: [prefix + name for name in names] for part, names in parts.items()}
+    (tmp_path / "split.json").write_text(json.dumps(held))
+    more = (",brain_seg", ",y") if prefix else ("", "")
+    run = TrainConfig(data="rsna" + more[0], data_dir="x" + more[1])
+    known = [Record(n, n, Path(n), ((0, 0, 1, 1),), None, "box", "") for n in "abcde"]
+
+    def kept(name):
+        sets = {"": (name, Path("copy"))}
+        return [r.id for r in eval_front.leave_out_seen(known, sets, tmp_path, run)]
+
+    with pytest.warns(UserWarning, match="3 of 5 images are left out: .* another copy"):
+        assert kept("rsna") == ["d", "e"]
+    assert kept("cxr_seg") == [*"abcde"]  # Other people of the same names.
 
 
 def test_data_of_the_same_source_as_the_runs_are_refused():

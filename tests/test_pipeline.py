@@ -1,6 +1,7 @@
 from dataclasses import replace
 from itertools import islice
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -135,7 +136,7 @@ def test_the_processes_batches_interleave_to_the_global_batches(sets, stream):
 
     parts = [batches(process_index=p, process_count=2) for p in (0, 1)]
     for whole, *halves in zip(batches(), *parts, strict=True):
-        for field, *shares in zip(whole, *halves, strict=True):
+        for field, *shares in zip(*map(jax.tree.leaves, (whole, *halves)), strict=True):
             np.testing.assert_array_equal(field, np.stack(shares, 1).reshape(field.shape))
 
 
