@@ -151,7 +151,7 @@ class TorchSet(torch.utils.data.Dataset):
         if record.image.suffix == ".dcm":
             image = pydicom.dcmread(record.image).pixel_array
         else:
-            with record.image.open() as file:
+            with record.image.open("rb") as file:
                 image = np.asarray(Image.open(file))
         height, width = image.shape[:2]
         scale = self.side / max(height, width)
@@ -160,7 +160,7 @@ class TorchSet(torch.utils.data.Dataset):
             image = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
         canvas = np.zeros((self.side, self.side, 3), np.uint8)
         canvas[: size[1], : size[0]] = image if image.ndim == 3 else image[..., None]
-        with record.mask.open() as file:
+        with record.mask.open("rb") as file:
             mask = np.asarray(Image.open(file).convert("L")) > 127
         quarter = tuple(round(x / 4) for x in size)
         target = np.zeros((self.side // 4, self.side // 4), np.float32)

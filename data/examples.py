@@ -1,11 +1,14 @@
 """One image as it stands in a prepared set: a `tf.train.Example`, written without TensorFlow."""
 
 import hashlib
+import io
 import math
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from jaxtyping import Bool
+from PIL import Image
 from tensorflow_datasets.core import example_serializer
 
 from data.png import to_png
@@ -27,7 +30,7 @@ def encode(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     mask = b""
     if record.mask is not None:
         findings = read_mask(record.mask, size=image.shape[:2])
-        mask = to_png(findings.astype(np.uint8) * np.uint8(255))
+        mask = _to_bilevel_png(findings)
     row = describe(record)
     facts = row["facts"]
     example = row | {
@@ -57,6 +60,12 @@ def serialize(example: dict[str, Any]) -> bytes:
     return serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
 
 
+def _to_bilevel_png(mask: Bool[np.ndarray, "H W"]) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "PNG", compress_level=1)
+    return content.getvalue()
+
+
 def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
@@ -68,7 +77,7 @@ FEATURES = tfds.features.FeaturesDict(
         "patient": _text(),
         # TFDS gives a grey PNG three equal channels, as `read_any` does.
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-        "mask": _text(doc="A PNG, 255 where marked; empty where no outline is known."),
+        "mask": _text(doc="A PNG of 1 bit, white where marked; empty where no outline is known."),
         "boxes": tfds.features.Tensor(
             shape=(None, 4),
             dtype=np.float64,

@@ -1,5 +1,6 @@
 """Batches for the device, in an order that is a pure function of (seed, step)."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -21,7 +22,8 @@ Features = Callable[[Record], Float[np.ndarray, "h w D"]]  # An embedding, compu
 NO_MIX: Mapping[str, int] = MappingProxyType({})
 PADDING = -1  # A row that is no record.
 CACHE_BYTES = 2 << 30
-THREADS = 4  # Pillow lets go of the interpreter's lock; more threads would wait for it.
+# Pillow lets go of the interpreter's lock, which more threads would wait for.
+THREADS = min(8, (os.cpu_count() or 1) + 1)
 AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
 
 
@@ -211,16 +213,24 @@ def _prepare(
         largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:max_objects]
         masks, boxes = masks[np.sort(largest)], boxes[np.sort(largest)]
     image = geometry.resize_image(sample.image, longest=side, fit=fit)
-    grey = (image == image[:, :, :1]).all()
     targets = [geometry.low_res_target(mask, side=side, fit=fit) for mask in masks]
     return _Prepared(
         (image.shape[0], image.shape[1]),
-        image[:, :, :1].copy() if grey else image,
+        image,
         np.array(targets, np.float32).reshape(-1, side // 4, side // 4),
         geometry.boxes_to_model(
             boxes, original=sample.findings.shape, resized=(image.shape[0], image.shape[1])
         ),
     )
+
+
+def _on_canvas(image: UInt8[np.ndarray, "h w C"], *, side: int) -> UInt8[np.ndarray, "S S 3"]:
+    """The image in colour, at the top left of zeros; itself, where it fills them."""
+    if image.shape == (side, side, 3):
+        return image
+    canvas = np.zeros((side, side, 3), np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
 
 
 class _Prepare:
@@ -254,17 +264,14 @@ class _Prepare:
 
     def __call__(self, row: int) -> Batch:
         quarter = self._side // 4
-        shown = 0 if self._features else self._side
-        image = np.zeros((shown, shown, 3), np.uint8)
         targets = np.zeros((self._slots, quarter, quarter), np.float32)
         boxes = np.zeros((self._slots, 4), np.float32)
-        size, count = (self._side, self._side), 0
+        image, size, count = np.zeros((0, 0, 3), np.uint8), (self._side, self._side), 0
         if row != PADDING:
             prepared = self._prepared(row)
-            size, count = prepared.size, len(prepared.targets)
-            if not self._features:
-                image[: size[0], : size[1]] = prepared.image
+            image, size, count = prepared.image, prepared.size, len(prepared.targets)
             targets[:count], boxes[:count] = prepared.targets, prepared.boxes
+        image = _on_canvas(image, side=0 if self._features else self._side)
         valid = np.arange(self._slots) < count
         whole = Batch(image, np.array(size, np.int32), targets, boxes, valid, np.int32(row))
         if not self._features:
@@ -286,6 +293,8 @@ class _Prepare:
         )
         if self._features:
             prepared = prepared._replace(image=np.zeros((0, 0, 1), np.uint8))
+        elif self._free > 0 and (prepared.image == prepared.image[:, :, :1]).all():
+            prepared = prepared._replace(image=prepared.image[:, :, :1].copy())
         size = sum(array.nbytes for array in prepared[1:])
         if size <= self._free:
             # Threads may race here and exceed the budget by an image each: not worth a lock, which

@@ -24,7 +24,7 @@ from data.facts import Facts
 from data.records import Record
 
 MANIFEST, INDEX, REPORT = "MANIFEST.json", "records.jsonl", "preparation.md"
-FORMAT = 1  # To be raised when other bytes are written for the same source.
+FORMAT = 2  # To be raised when other bytes are written for the same source.
 _READ_AT_ONCE = 1 << 20
 
 

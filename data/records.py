@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from data.boxes import Box, check_boxes, fill_boxes, tight_boxes
+from data.boxes import Box, check_boxes, tight_boxes
 from data.facts import Facts
 from data.files import File
 from data.images import read_any
@@ -135,19 +135,44 @@ def assign_components(
 
     Ties go to the smaller box: a small finding often lies within the box of a large one.
     """
-    labels, count = ndimage.label(findings, structure=np.ones((3, 3)))
-    inside = fill_boxes(boxes, size=findings.shape)
-    if not boxes:
-        return inside
-    pixels = np.stack([np.bincount(labels[box], minlength=count + 1) for box in inside])
-    smallest_first = np.argsort(inside.sum((1, 2)), kind="stable")
+    objects = np.zeros((len(boxes), *findings.shape), bool)
+    if not boxes or not findings.any():
+        return objects
+    height, width = findings.shape
+    rows, columns = (_span(findings.any(axis)) for axis in (1, 0))  # The rest need not be searched.
+    labels, count = ndimage.label(findings[rows, columns], structure=np.ones((3, 3)))
+    whole = [
+        [_between(*box[i::2], length) for i, length in ((1, height), (0, width))] for box in boxes
+    ]
+    insides = [(_shifted(y, rows), _shifted(x, columns)) for y, x in whole]
+    pixels = np.stack([np.bincount(labels[box].ravel(), minlength=count + 1) for box in insides])
+    areas = [(y.stop - y.start) * (x.stop - x.start) for y, x in whole]
+    smallest_first = np.argsort(areas, kind="stable")
     owner = smallest_first[pixels[smallest_first].argmax(0)]
     owner[(pixels.max(0) == 0) | (np.arange(count + 1) == 0)] = -1  # Label 0 is the background.
-    return owner[labels] == np.arange(len(boxes))[:, None, None]
+    objects[:, rows, columns] = owner[labels] == np.arange(len(boxes))[:, None, None]
+    return objects
+
+
+def _span(marked: Bool[np.ndarray, " n"]) -> slice:
+    """From the first marked one to the last."""
+    places = np.flatnonzero(marked)
+    return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _between(low: float, high: float, length: int) -> slice:
+    """The pixels of a side whose centre lies from `low` to below `high`."""
+    first, end = (min(max(math.ceil(edge - 0.5), 0), length) for edge in (low, high))
+    return slice(first, max(first, end))
+
+
+def _shifted(pixels: slice, window: slice) -> slice:
+    """Those of the pixels that lie in the window, counted from its start."""
+    return slice(max(pixels.start - window.start, 0), max(pixels.stop - window.start, 0))
 
 
 def read_mask(path: File, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
-    """What is marked in an 8-bit grey picture: the pixels above 127.
+    """What is marked in an 8-bit grey picture, the pixels above 127, or in one of 1 bit, the white.
 
     Raises:
       ValueError: Another kind of file, a damaged one, or one that is not of `size`.
@@ -161,11 +186,11 @@ def read_mask(path: File, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
         raise ValueError(f"{path}: not a picture; a mask is an 8-bit grey PNG") from error
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: damaged ({error}); restore a copy of it") from error
-    if mode != "L":
+    if mode not in ("L", "1"):
         raise ValueError(f"{path}: a mask is an 8-bit grey PNG (mode L), this one has mode {mode}")
     if mask.shape != tuple(size):
         raise ValueError(
             f"{path}: mask of {mask.shape[1]} x {mask.shape[0]} pixels for an image of "
             f"{size[1]} x {size[0]} (width x height); save it at the image's size"
         )
-    return mask > 127
+    return mask if mode == "1" else mask > 127

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.boxes import fill_boxes
 from data.records import (
     Record,
     assign_components,
     check_boxes,
     draw_as,
-    fill_boxes,
     load,
     object_crops,
     tight_boxes,

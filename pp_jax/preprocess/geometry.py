@@ -9,6 +9,7 @@ height). SAM scales both alike; the prompt encoder adds its half pixel later.
 The host's half works on NumPy arrays, the device's half is pure JAX.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -64,6 +65,8 @@ def resize_image(
             image, (height, width), order=3, preserve_range=True, anti_aliasing=True
         )
         return resized.astype(np.uint8)
+    if image.shape[:2] == (height, width):
+        return image  # As Pillow does, but for two copies.
     return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
@@ -98,9 +101,20 @@ def low_res_target(
     rows, columns = resized_shape(height, width, longest=side, fit=fit)
     edges_y = _cell_edges(height, rows, side=side)
     edges_x = _cell_edges(width, columns, side=side)
-    area = _integrals(_integrals(mask, edges_y).T, edges_x).T
-    covered = np.outer(np.diff(edges_y), np.diff(edges_x))
-    return np.divide(area, covered, out=np.zeros_like(area), where=covered > 0).astype(np.float32)
+    target = np.zeros((side // CELL, side // CELL), np.float32)
+    if not mask.any():
+        return target
+    # Nothing but the cells that the mask may reach.
+    cells_y, cells_x = _reached(mask.any(1), edges_y), _reached(mask.any(0), edges_x)
+    edges_y, edges_x = (
+        edges[cells.start : cells.stop + 1]
+        for edges, cells in ((edges_y, cells_y), (edges_x, cells_x))
+    )
+    top, left = int(edges_y[0]), int(edges_x[0])
+    part = mask[top : math.ceil(edges_y[-1]), left : math.ceil(edges_x[-1])]
+    area = _integrals(_integrals(part, edges_y - top).T, edges_x - left).T
+    target[cells_y, cells_x] = area / np.outer(np.diff(edges_y), np.diff(edges_x))
+    return target
 
 
 def points_to_model(
@@ -151,11 +165,18 @@ def _cell_edges(original: int, resized: int, *, side: int) -> Float[np.ndarray, 
     return np.minimum(edges, original)
 
 
+def _reached(marked: Bool[np.ndarray, " n"], edges: Float[np.ndarray, " edges"]) -> slice:
+    """The cells between the edges, from the first to the last with a marked pixel."""
+    pixels = np.flatnonzero(marked)
+    first = np.searchsorted(edges, pixels[0], side="right") - 1
+    return slice(int(first), int(np.searchsorted(edges, pixels[-1] + 1, side="left")))
+
+
 def _integrals(
     values: np.ndarray, edges: Float[np.ndarray, " edges"]
 ) -> Float[np.ndarray, "cells m"]:
     """Integral of piecewise constant rows between neighbouring edges, along the first axis."""
-    total = np.cumsum(values, axis=0, dtype=np.int64 if values.dtype == bool else np.float64)
+    total = np.cumsum(values, axis=0, dtype=np.int32 if values.dtype == bool else np.float64)
     total = np.concatenate([np.zeros_like(total[:1]), total])
     low = np.minimum(edges.astype(int), len(values) - 1)
     part = (edges - low)[:, None]
