@@ -128,7 +128,7 @@ def embed(
         [*parts["train"], *parts["validation"]],
         cache.open_cache(
             Path(settings.cache_dir),
-            about=embedder.about,
+            about={**embedder.about, "reader": embedded.READER},
             shape=embedder.shape,
             dtype=settings.embeddings,
         ),

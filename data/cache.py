@@ -8,11 +8,10 @@ Shards are only ever added, whole, by one rename. So a killed run loses the shar
 several runs may write into one folder at a time.
 """
 
-import functools
+import contextlib
 import hashlib
 import json
-import os
-import threading
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +23,11 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Shaped
 
+from data.array_records import read_at
+
 ABOUT = "about.json"
 _SUFFIX = ".array_record"
+_STALE = 86400  # Seconds.
 _DTYPES: Mapping[str, np.dtype] = MappingProxyType(
     {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 )
@@ -79,6 +81,11 @@ def open_cache(
 
 def open_again(cache: Cache) -> Cache:
     """The cache with all that is in its folder by now."""
+    for partial in cache.folder.glob("*.partial"):
+        # What a killed run left; another that writes now touches its own every few minutes.
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > _STALE:
+                partial.unlink()
     places = {}
     for index in sorted(cache.folder.glob("*.json")):
         if index.name != ABOUT:
@@ -98,26 +105,34 @@ def add(cache: Cache, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Cache:
             raise ValueError(f"{name}: an array of {array.shape} in a cache of {cache.shape}")
     names = list(arrays)
     shard = hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
-    partial = cache.folder / f"{shard}.{uuid.uuid4().hex}.partial"
+    path, index = cache.folder / (shard + _SUFFIX), cache.folder / f"{shard}.json"
+    partial = _partial(path)
     try:
-        writer = array_record_module.ArrayRecordWriter(str(partial), "group_size:1,uncompressed")
-        try:
-            for array in arrays.values():
-                writer.write(array.astype(_DTYPES[cache.dtype]).tobytes())
-        finally:
-            writer.close()
-        # The disk may be full without a word from the writer.
-        expected = cache.bytes_each * len(arrays)
-        if partial.stat().st_size < expected:
-            raise OSError(f"{partial}: {partial.stat().st_size} of {expected} bytes were written")
-        partial.rename(cache.folder / (shard + _SUFFIX))
+        _write_records(partial, cache, arrays)
+        partial.rename(path)
+        _write(index, json.dumps(names).encode())
     except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
         raise OSError(
             f"{cache.folder}: {len(arrays)} arrays cannot be written ({error}); free some space"
         ) from error
-    _write(cache.folder / f"{shard}.json", json.dumps(names).encode())
+    finally:
+        partial.unlink(missing_ok=True)
+        if not index.is_file():
+            path.unlink(missing_ok=True)
     return cache._replace(places={**cache.places, **{n: (shard, i) for i, n in enumerate(names)}})
+
+
+def _write_records(path: Path, cache: Cache, arrays: Mapping[str, np.ndarray]) -> None:
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    try:
+        for array in arrays.values():
+            writer.write(array.astype(_DTYPES[cache.dtype]).tobytes())
+    finally:
+        writer.close()
+    # The disk may be full without a word from the writer.
+    expected = cache.bytes_each * len(arrays)
+    if path.stat().st_size < expected:
+        raise OSError(f"{path}: {path.stat().st_size} of {expected} bytes were written")
 
 
 def read(cache: Cache, name: str) -> Shaped[np.ndarray, "..."]:
@@ -130,8 +145,7 @@ def read(cache: Cache, name: str) -> Shaped[np.ndarray, "..."]:
     shard, row = cache.places[name]
     path = cache.folder / (shard + _SUFFIX)
     try:
-        content = _reader(path, os.getpid(), threading.get_ident()).read([row])[0]
-        return np.frombuffer(content, _DTYPES[cache.dtype]).reshape(cache.shape)
+        return np.frombuffer(read_at(path, row), _DTYPES[cache.dtype]).reshape(cache.shape)
     except Exception as error:  # The reader raises whatever its C++ says.
         raise CacheError(
             f"{path}: damaged ({' '.join(str(error).split())[:200]}); delete it and {shard}.json "
@@ -148,12 +162,13 @@ def _names(index: Path) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(content)
-    partial.rename(path)
+    partial = _partial(path)
+    try:
+        partial.write_bytes(content)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-# A reader's position belongs to one thread of one process.
-@functools.lru_cache(maxsize=64)
-def _reader(path: Path, process: int, thread: int) -> array_record_module.ArrayRecordReader:
-    return array_record_module.ArrayRecordReader(str(path))
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")

@@ -22,6 +22,7 @@ from pp_jax.preprocess import geometry, roi
 Compute = Callable[
     [UInt8[np.ndarray, "B S S 3"], Int[np.ndarray, "B 2"]], Float[np.ndarray, "B h w D"]
 ]
+READER = 1  # To be raised when `data.images` or `data.dicom` give other pixels for a file.
 _SHARD = 64  # Arrays, or this many seconds' worth of them: what a kill may cost.
 _SECONDS = 120
 _THREADS = 4
@@ -74,10 +75,11 @@ def embed(
     for record in tqdm(records, desc="looking for embeddings", unit="image", delay=2, leave=False):
         names[record.id] = hashlib.sha256(record.image.read_bytes()).hexdigest()
         images.setdefault(names[record.id], record.image)
-    missing = [name for name in images if name not in cache.places]
-    _announce(cache, missing=len(missing), total=len(images))
-    if process_count > 1:  # None may write before all have looked.
-        multihost_utils.sync_global_devices("embeddings looked for")
+    is_there = np.array([name in cache.places for name in images], bool)
+    if process_count > 1:  # All compute together, so all must miss the same.
+        is_there = np.asarray(multihost_utils.broadcast_one_to_all(is_there))
+    missing = [name for name, held in zip(images, is_there, strict=True) if not held]
+    _announce(cache, missing=len(missing), total=len(images), hidden=process_index > 0)
 
     def canvas(name: str | None) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
         if name is None:
@@ -96,18 +98,20 @@ def embed(
     ):
         pending: dict[str, np.ndarray] = {}
         begun = time.monotonic()
-        for start, drawn in enumerate(_in_batches(threads, canvas, own, share)):
-            found = compute(
-                np.stack([image for image, _ in drawn]),
-                np.array([size for _, size in drawn], np.int32),
-            )
-            chosen = own[start * share : (start + 1) * share]
-            pending |= {n: f for n, f in zip(chosen, found, strict=True) if n is not None}
-            bar.update(min(batch, len(missing) - bar.n))
-            if len(pending) >= _SHARD or time.monotonic() - begun > _SECONDS:
-                cache, pending, begun = add(cache, pending), {}, time.monotonic()
-        if pending:
-            cache = add(cache, pending)
+        try:
+            for number, drawn in enumerate(_in_batches(threads, canvas, own, share)):
+                found = compute(
+                    np.stack([image for image, _ in drawn]),
+                    np.array([size for _, size in drawn], np.int32),
+                )
+                chosen = own[number * share : (number + 1) * share]
+                pending |= {n: f for n, f in zip(chosen, found, strict=True) if n is not None}
+                bar.update(min(batch, len(missing) - bar.n))
+                if len(pending) >= _SHARD or time.monotonic() - begun > _SECONDS:
+                    cache, pending, begun = add(cache, pending), {}, time.monotonic()
+        finally:
+            if pending:
+                cache = add(cache, pending)
     if process_count > 1:
         multihost_utils.sync_global_devices("embeddings written")
         cache = open_again(cache)
@@ -127,13 +131,14 @@ def _in_batches(
         yield [future.result() for future in futures]
 
 
-def _announce(cache: Cache, *, missing: int, total: int) -> None:
+def _announce(cache: Cache, *, missing: int, total: int, hidden: bool) -> None:
     """Prints what is there and what is to come, or raises before a disk is filled in vain."""
     need, free = missing * cache.bytes_each, shutil.disk_usage(cache.folder).free
-    print(
-        f"embeddings: {total - missing} of {total} images are in {cache.folder}; {missing} are "
-        f"computed now, {need / 2**30:.2f} GiB in {cache.dtype}"
-    )
+    if not hidden:
+        print(
+            f"embeddings: {total - missing} of {total} images are in {cache.folder}; {missing} are "
+            f"computed now, {need / 2**30:.2f} GiB in {cache.dtype}"
+        )
     if need > free:
         raise OSError(
             f"{cache.folder}: {need / 2**30:.1f} GiB of embeddings, {free / 2**30:.1f} GiB free: "

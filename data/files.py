@@ -3,7 +3,6 @@
 import functools
 import io
 import os
-import threading
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -71,7 +70,7 @@ class Member:
           OSError: The archive has no such member, is damaged there, or the member is too large.
         """
         try:
-            archive = _archive(self.archive, os.getpid(), threading.get_ident())
+            archive = _archive(self.archive, os.getpid(), self.archive.stat().st_mtime_ns)
             size = archive.getinfo(self.path).file_size
             if size > LARGEST_MEMBER:
                 raise OSError(f"{self}: unpacks to {size} bytes, more than {LARGEST_MEMBER}")
@@ -96,7 +95,7 @@ def members(archive: Path) -> tuple[Member, ...]:
         raise ValueError(f"{archive}: not a whole zip archive ({error}); get it again") from error
 
 
-# A forked process or another thread must not move the position that this one reads at.
-@functools.lru_cache(maxsize=32)
-def _archive(path: Path, process: int, thread: int) -> zipfile.ZipFile:
+# Threads may share it, as `zipfile` locks; a forked process would move this one's position.
+@functools.lru_cache(maxsize=8)
+def _archive(path: Path, process: int, changed: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)

@@ -203,7 +203,7 @@ def _cut(sample: Sample, window: roi.Window, *, record: Record) -> Sample:
 
 
 def _prepare(
-    sample: Sample, *, side: int, max_objects: int, fit: geometry.Fit, name: str
+    sample: Sample, *, side: int, max_objects: int, fit: geometry.Fit, name: str, shown: bool
 ) -> _Prepared:
     masks, boxes = sample.objects, sample.boxes
     if len(masks) > max_objects:
@@ -212,15 +212,16 @@ def _prepare(
         )
         largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:max_objects]
         masks, boxes = masks[np.sort(largest)], boxes[np.sort(largest)]
-    image = geometry.resize_image(sample.image, longest=side, fit=fit)
+    size = geometry.resized_shape(*sample.image.shape[:2], longest=side, fit=fit)
+    image = np.zeros((0, 0, 1), np.uint8)
+    if shown:
+        image = geometry.resize_image(sample.image, longest=side, fit=fit)
     targets = [geometry.low_res_target(mask, side=side, fit=fit) for mask in masks]
     return _Prepared(
-        (image.shape[0], image.shape[1]),
+        size,
         image,
         np.array(targets, np.float32).reshape(-1, side // 4, side // 4),
-        geometry.boxes_to_model(
-            boxes, original=sample.findings.shape, resized=(image.shape[0], image.shape[1])
-        ),
+        geometry.boxes_to_model(boxes, original=sample.findings.shape, resized=size),
     )
 
 
@@ -289,11 +290,14 @@ class _Prepare:
             union = sample.findings[None]
             sample = sample._replace(objects=union, boxes=tight_boxes(union))
         prepared = _prepare(
-            sample, side=self._side, max_objects=self._slots, fit=self._fit, name=record.id
+            sample,
+            side=self._side,
+            max_objects=self._slots,
+            fit=self._fit,
+            name=record.id,
+            shown=not self._features,
         )
-        if self._features:
-            prepared = prepared._replace(image=np.zeros((0, 0, 1), np.uint8))
-        elif self._free > 0 and (prepared.image == prepared.image[:, :, :1]).all():
+        if self._free > 0 and (prepared.image == prepared.image[:, :, :1]).all():
             prepared = prepared._replace(image=prepared.image[:, :, :1].copy())
         size = sum(array.nbytes for array in prepared[1:])
         if size <= self._free:

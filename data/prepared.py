@@ -10,16 +10,15 @@
 """
 
 import dataclasses
-import functools
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from data.array_records import read_at
 from data.facts import Facts
 from data.records import Record
 
@@ -69,7 +68,7 @@ class Entry:
         from tensorflow_datasets.proto import tf_example_pb2
 
         try:
-            (content,) = _reader(self.shard, os.getpid()).read([self.position])
+            content = read_at(self.shard, self.position)
         except RuntimeError as error:
             raise OSError(f"{self} cannot be read ({error}); prepare the set again") from error
         features = tf_example_pb2.Example.FromString(content).features.feature
@@ -221,18 +220,6 @@ def _record(row: dict[str, Any], shards: list[Path]) -> Record:
         label=row["label"],
         facts=Facts(**facts),
         notes=tuple(row["notes"]),
-    )
-
-
-# One reader serves all threads of a process; a forked one must not share its position. 256 are
-# more shards than RSNA has, and fewer than the files that a process may open.
-@functools.lru_cache(maxsize=256)
-def _reader(shard: Path, process: int):
-    from array_record.python import array_record_module
-
-    # Without reading ahead: the next record is anywhere.
-    return array_record_module.ArrayRecordReader(
-        str(shard), "readahead_buffer_size:0", file_reader_buffer_size=32768
     )
 
 

@@ -20,13 +20,13 @@ from pp_jax.sam import VARIANTS, Sam, sized
 from pp_jax.sam.model import init
 
 _ENCODER = "params/image_encoder/"
-_VERSION = 1  # Of what the encoder and the input stage compute.
+_VERSION = 1  # To be raised when encoder, input stage or resizing compute something else.
 
 
 class Embedder(NamedTuple):
     """What embeddings are of, and the function that computes them."""
 
-    about: Mapping[str, Any]  # All that they depend on but the image: JSON values.
+    about: Mapping[str, Any]  # All that they depend on but the image and its reader: JSON values.
     shape: tuple[int, int, int]  # Of one: grid rows, grid columns, channels.
     compute: Callable[
         [UInt8[np.ndarray, "B S S 3"], Int[np.ndarray, "B 2"]], Float[np.ndarray, "B h w D"]
@@ -84,6 +84,8 @@ def make_embedder(settings: TrainConfig, variables: Mapping[str, Any], *, mesh: 
         "variant": settings.variant,
         "image_size": config.image_size,
         "compute": settings.dtype,
+        "matmul": str(jax.config.jax_default_matmul_precision),
+        "platform": mesh.devices.flat[0].platform,
         "filter": filters.canonical(settings.filter),
         "fusion": str(specs.parse_row(settings.fusion, FUSIONS, what="fusion")),
         "blend": settings.blend,
