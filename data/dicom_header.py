@@ -170,6 +170,10 @@ def _header(data: pydicom.FileDataset, frame: int) -> Header:
     places = _places(data, frame)
     little = syntax != ExplicitVRBigEndian
     slope, intercept = _numbers(places, "RescaleSlope", "RescaleIntercept") or (1.0, 0.0)
+    modality = _found(places, "ModalityLUTSequence")
+    ends = (intercept, intercept + slope * (2 ** min(stored, 64) - 1))
+    # A VOI LUT takes what the modality LUT gives: a table no sign, a rescale that of its values.
+    below_zero = not modality and (signed or (not floating and min(ends) < 0))
     window, note = _window(places)
     offsets = data.get("ExtendedOffsetTable"), data.get("ExtendedOffsetTableLengths")
     return Header(
@@ -190,8 +194,8 @@ def _header(data: pydicom.FileDataset, frame: int) -> Header:
         signed=signed,
         slope=slope,
         intercept=intercept,
-        modality=read_lut(_found(places, "ModalityLUTSequence"), signed=signed, little=little),
-        voi=read_lut(_found(places, "VOILUTSequence"), signed=signed, little=little),
+        modality=read_lut(modality, signed=signed, little=little),
+        voi=read_lut(_found(places, "VOILUTSequence"), signed=below_zero, little=little),
         window=window,
         padding=_padding(data, signed=signed, allocated=allocated),
         palette=read_palette(data, signed=signed, little=little),

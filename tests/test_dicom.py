@@ -134,6 +134,31 @@ def test_a_voi_table_replaces_the_window(tmp_path, syntax):
     np.testing.assert_array_equal(read_dicom(path), [[10, 200, 30, 255, 255, 200]])
 
 
+@pytest.mark.parametrize(
+    ("slope", "intercept", "pixels"),
+    [(1, -1024, [[0, 1, 2, 3, 9, 0]]), (-1, 3, [[1027, 1026, 1025, 1024, 0, 1030]])],
+    ids=["intercept", "falling"],
+)
+@pytest.mark.parametrize(("kind", "first"), [("SS", -1024), ("US", 64512)])
+def test_a_voi_table_begins_below_zero_where_rescaled_levels_do(
+    tmp_path, kind, first, slope, intercept, pixels
+):
+    item = table([4, 0, 8], [10, 200, 30, 255])
+    item["LUTDescriptor"].VR, item.LUTDescriptor = kind, [4, first, 8]
+    fields = {"RescaleSlope": slope, "RescaleIntercept": intercept, "VOILUTSequence": [item]}
+    path = write_dicom(tmp_path / "a.dcm", np.array(pixels, np.uint16), **fields)
+    np.testing.assert_array_equal(read_dicom(path), [[10, 200, 30, 255, 255, 10]])
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint16])
+def test_a_voi_table_after_a_modality_table_begins_at_its_unsigned_value(tmp_path, kind):
+    modality = table([3, 0, 16], [40000, 40001, 40002])
+    fields = {"RescaleIntercept": -1024, "RescaleSlope": 1, "ModalityLUTSequence": [modality]}
+    fields["VOILUTSequence"] = [table([3, 40000, 8], [10, 200, 30])]
+    path = write_dicom(tmp_path / "a.dcm", np.array([[0, 1, 2]], kind), **fields)
+    np.testing.assert_array_equal(read_dicom(path), [[10, 200, 30]])
+
+
 def test_a_modality_table_maps_levels_as_pydicom_does(tmp_path, ramp):
     entries = np.random.default_rng(0).integers(0, 2**16, 3000)
     fields = {"ModalityLUTSequence": [table([3000, 500, 16], entries.tolist())]}

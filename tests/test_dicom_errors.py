@@ -22,6 +22,7 @@ from tests.dicom_files import table, write_dicom
         ({"BitsAllocated": 12}, "12 bits allocated"),
         ({"BitsStored": 9}, "9 bits stored in 8"),
         ({"Rows": 0}, "0 rows"),
+        ({"BitsStored": 5000, "HighBit": 4999}, "5000 bits stored in"),
         ({"VOILUTSequence": [table([9, 0, 8], [1, 2, 3])]}, "table of 3 entries"),
         ({"VOILUTSequence": [table([3, 0, 40], [1, 2, 3])]}, "table of 40 bits"),
         ({"WindowCenter": ["1"] * 9000, "WindowWidth": 4}, "WindowCenter of 18000 bytes"),
