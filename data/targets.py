@@ -47,13 +47,13 @@ def draw_objects(
     objects = fill_boxes(boxes, size=grey.shape)
     notes = []
     for inside, box in zip(objects, boxes, strict=True):
+        if not inside.any():
+            continue
         filled = inside.copy()
         for name in dict.fromkeys((target, "ellipse", "box")):
             drawn = TARGETS[name].draw(grey, box) & filled
             if drawn.sum() >= max(1, LEAST * filled.sum()):
                 break
-        else:
-            continue  # No centre of a pixel lies in the box.
         inside[:] = drawn
         if name != target:
             notes.append(f"{target}: {name} in its place, too little found in box {box}")

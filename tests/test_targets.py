@@ -51,6 +51,14 @@ def test_an_object_lies_in_its_box_and_is_a_tenth_of_it_at_least(noise, name, bo
     assert drawn.sum() >= LEAST * (box[2] - box[0] - 1) * (box[3] - box[1] - 1)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("box", [(10.6, 10.6, 10.9, 10.9), (0.0, 0.0, 0.4, 90.0)])
+def test_the_object_of_a_box_without_a_pixels_centre_is_empty(noise, name, box):
+    drawn, notes = draw_objects(noise, [box, BOXES[0]], target=name)
+    assert [pixels.any() for pixels in drawn] == [False, True]
+    assert not any(str(box) in note for note in notes)
+
+
 @pytest.mark.parametrize("name", ["mask", "box"])
 def test_a_filled_box_is_opencvs_filled_rectangle(noise, name):
     (drawn,), notes = draw_objects(noise, [BOXES[0]], target=name)
