@@ -9,13 +9,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
 from scipy import ndimage
 
 from data.boxes import Box
 from data.dicom import dicom_facts, is_dicom
 from data.facts import Facts
 from data.files import File
+from data.images import opened_picture
 from data.records import Record
 from data.tables import read_rows
 
@@ -47,13 +47,10 @@ def read_image_header(path: File) -> Header:
         size, facts = dicom_facts(path)
         belied = suffix in _FORMATS
         return Header(size, facts, (f"DICOM named {suffix}",) if belied else ())
-    try:
-        with path.open("rb") as file, Image.open(file) as picture:
-            turned = picture.getexif().get(_ORIENTATION) in _TURNED
-            size = picture.size if turned else picture.size[::-1]
-            kind = "JPEG" if picture.format == "MPO" else picture.format
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not a readable picture; replace or remove it") from error
+    with opened_picture(path) as picture:
+        turned = picture.getexif().get(_ORIENTATION) in _TURNED
+        size = picture.size if turned else picture.size[::-1]
+        kind = "JPEG" if picture.format == "MPO" else picture.format
     belied = _FORMATS.get(suffix, kind) != kind
     return Header(size, Facts(), (f"{kind} named {suffix}",) if belied else ())
 

@@ -8,9 +8,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from data.files import File
+from data.images import opened_picture
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,8 @@ def read_numbers(path: File) -> UInt8[np.ndarray, "H W"]:
       ValueError: No picture, a damaged one, true colours, transparent parts, or above 8 bits.
       OSError: The file cannot be opened.
     """
-    content = io.BytesIO(path.read_bytes())
-    try:
-        with Image.open(content) as file:
-            mode, pixels = file.mode, np.asarray(file)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture; a mask is an 8-bit grey PNG") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: damaged ({error}); restore a copy of it") from error
+    with opened_picture(path) as picture:
+        mode, pixels = picture.mode, np.asarray(picture)
     if mode in ("LA", "RGBA") and (pixels[..., -1] < 255).any():
         raise ValueError(f"{path}: a mask with transparent parts; save it as an 8-bit grey PNG")
     if mode in ("LA", "RGB", "RGBA"):

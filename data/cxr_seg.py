@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
 from data.annotated import (
     Header,
@@ -32,6 +32,7 @@ from data.annotated import (
 from data.composed import Composed
 from data.facts import Facts, parse_age, parse_sex
 from data.files import File
+from data.images import opened_picture
 from data.records import Record
 from data.tables import read_rows
 
@@ -139,12 +140,8 @@ def draw_parts(size: tuple[int, int], parts: Sequence[Part]) -> Bool[np.ndarray,
     """
     drawn = np.zeros(size, bool)
     for part in parts:
-        with part.mask.open("rb") as file:
-            try:
-                with Image.open(file) as picture:
-                    red, green, blue = picture.convert("RGB").split()
-            except (OSError, SyntaxError) as error:
-                raise ValueError(f"{part.mask}: damaged ({error}); get it again") from error
+        with opened_picture(part.mask) as picture:
+            red, green, blue = picture.convert("RGB").split()
         marked = np.asarray(ImageChops.lighter(ImageChops.lighter(red, green), blue)) > 0
         bottom, right = part.top + marked.shape[0], part.left + marked.shape[1]
         if min(part.top, part.left) < 0 or bottom > size[0] or right > size[1]:

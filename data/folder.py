@@ -24,8 +24,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-from PIL import Image
-
 from data.annotated import (
     check_limit,
     find_images,
@@ -39,6 +37,7 @@ from data.box_table import find_box_table, read_box_table
 from data.coco import find_coco, read_coco
 from data.composed import Composed, read_marked
 from data.files import File
+from data.images import opened_picture
 from data.nnunet import find_nnunet, read_nnunet
 from data.records import Record
 from data.tables import read_rows
@@ -115,14 +114,10 @@ def marked_file(path: Path) -> File:
     """The mask as `data.records` reads it: the file itself, or what it means as 8-bit grey.
 
     Raises:
-      ValueError: Errors of `data.composed.read_marked`.
+      ValueError: Not a readable picture.
     """
-    with path.open("rb") as file:
-        try:
-            with Image.open(file) as picture:
-                plain = picture.mode == "L" and picture.getextrema()[1] in (0, *range(128, 256))
-        except (OSError, SyntaxError):
-            plain = False
+    with opened_picture(path) as picture:
+        plain = picture.mode == "L" and picture.getextrema()[1] in (0, *range(128, 256))
     return path if plain else Composed(str(path), path.name, read_marked, (path,))
 
 

@@ -1,6 +1,8 @@
 """Pixels from PNG, JPEG and other picture files, as a viewer shows them."""
 
-import io
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,6 +20,30 @@ class ImageError(ValueError):
     """A file that is not one readable picture; the message names file and reason."""
 
 
+@contextmanager
+def opened_picture(file: File) -> Iterator[Image.Image]:
+    """The picture; whatever Pillow raises until the block ends is one error that names the file.
+
+    So the block decodes and does nothing else.
+
+    Raises:
+      ImageError: Not a picture, a truncated or damaged one, or one of too many pixels.
+      OSError: The file cannot be opened or read.
+    """
+    with file.open("rb") as stream:
+        try:
+            with Image.open(stream) as picture:
+                yield picture
+        except Exception as error:  # Decoders of a damaged file raise whatever they like.
+            # Pillow's have no number, and a damaged one may ask for a place that no file has.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise OSError(error.errno, error.strerror, str(file)) from error
+            reason = " ".join(str(error).replace(repr(stream), "the file").split())
+            raise ImageError(
+                f"{file}: not a readable picture: {reason}; replace or remove it"
+            ) from error
+
+
 def read_image(path: File) -> UInt8[np.ndarray, "H W 3"]:
     """The picture as RGB in 0..255, turned upright as its EXIF orientation says.
 
@@ -29,16 +55,11 @@ def read_image(path: File) -> UInt8[np.ndarray, "H W 3"]:
         meaning (32 bits, or floats outside [0, 1]).
       OSError: The file cannot be opened.
     """
-    content = io.BytesIO(path.read_bytes())
-    try:
-        with Image.open(content) as picture:
-            # A phone's JPEG may carry a preview as a second frame; its first is the picture.
-            frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
-            upright = ImageOps.exif_transpose(picture)
+    with opened_picture(path) as picture:
+        # A phone's JPEG may carry a preview as a second frame; its first is the picture.
+        frames = 1 if picture.format == "MPO" else getattr(picture, "n_frames", 1)
+        upright = ImageOps.exif_transpose(picture)
         pixels = np.asarray(upright if upright.mode in _PLAIN else _converted(upright))
-    except Exception as error:  # Decoders of a damaged file raise whatever they like.
-        reason = " ".join(str(error).replace(repr(content), "the file").split())
-        raise ImageError(f"{path}: not a readable picture: {reason}") from error
     if frames > 1:
         raise ImageError(f"{path}: {frames} frames; split the file into single images")
     try:

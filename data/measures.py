@@ -18,7 +18,7 @@ from data.dicom_header import read_header
 from data.duplicates import Appearance, appearance
 from data.facts import Facts
 from data.files import File
-from data.images import read_any
+from data.images import opened_picture, read_any
 from data.records import Record, load
 from pp_jax.preprocess.colour import to_grey
 
@@ -117,13 +117,13 @@ def stored_form(file: File) -> tuple[str, bool, int | None]:
     """Mode, whether there is transparency, and bits per value, as the file stores them.
 
     Raises:
-      ValueError: A DICOM without a readable header.
-      OSError: Not a picture, or one that cannot be opened.
+      ValueError: A DICOM without a readable header, or not a readable picture.
+      OSError: The file cannot be opened.
     """
     if is_dicom(file):
         header = read_header(file)
         return header.photometric, False, header.stored
-    with file.open("rb") as stream, Image.open(stream) as picture:
+    with opened_picture(file) as picture:
         return picture.mode, picture.has_transparency_data, _bits(picture)
 
 

@@ -172,7 +172,7 @@ BROKEN = {
     r"structure\.csv: not there; .*git clone": ("structure.csv", None),
     r"metadata\.csv: not there": ("metadata.csv", None),
     r"images/a\.png: not a readable picture": ("images/a.png", b"x"),
-    r"masks/ggo\.png: damaged": ("masks/ggo.png", b"x"),
+    r"masks/ggo\.png: not a readable picture": ("masks/ggo.png", b"x"),
     r"masks/ggo\.png: no such file, but .*line 4 names it": ("masks/ggo.png", None),
     r"structure\.csv, line 2: Resolution is 'big'": (
         "structure.csv",

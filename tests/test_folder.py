@@ -164,7 +164,7 @@ BROKEN = {
     r"masks/a\.png: a mask in colours; save it": lambda f: shutil.copy(
         f / "images" / "a.png", f / "masks" / "a.png"
     ),
-    r"masks/a\.png: damaged": lambda f: (f / "masks" / "a.png").write_bytes(
+    r"masks/a\.png: not a readable picture": lambda f: (f / "masks" / "a.png").write_bytes(
         (f / "masks" / "a.png").read_bytes()[:60]
     ),
     r"images/a\.png: not a readable picture": lambda f: (f / "images" / "a.png").write_text("x"),

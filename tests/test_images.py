@@ -1,8 +1,18 @@
+import errno
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.images import ImageError, read_image
+from data.annotated import read_image_header
+from data.composed import Composed, read_numbers
+from data.cxr_seg import Part, draw_parts
+from data.folder import marked_file
+from data.images import ImageError, opened_picture, read_image
+from data.measures import stored_form
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -90,6 +100,57 @@ def test_what_is_no_picture_is_refused(tmp_path):
     floats = saved(tmp_path / "f.tiff", Image.fromarray(np.array([[0, 2]], np.float32)))
     with pytest.raises(ImageError, match=r"f\.tiff: a float image in \[0, 2\]"):
         read_image(floats)
+
+
+def vast() -> bytes:
+    """A PNG of a few bytes that says it has 20000 x 20000 pixels."""
+    header = struct.pack(">2I5B", 20000, 20000, 1, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", b""), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in chunks
+    )
+
+
+READERS = {
+    "header": read_image_header,
+    "pixels": read_image,
+    "numbers": read_numbers,
+    "mask": marked_file,
+    "part": lambda path: draw_parts((4, 6), [Part("Left Lung", path, 0, 0)]),
+    "form": stored_form,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_picture_too_large_to_decode_is_one_line_for_every_reader(tmp_path, reader):
+    (tmp_path / "x.png").write_bytes(vast())
+    with pytest.raises(ImageError, match=r"^\S*x\.png: not a readable .*400000000 pixels.*remove"):
+        READERS[reader](tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("reader", ["header", "pixels"])
+def test_damaged_exif_is_one_line_that_names_the_file(tmp_path, reader):
+    path = saved(tmp_path / "x.png", Image.fromarray(PIXELS), exif=b"Exif\0\0II*\0")
+    with pytest.raises(ImageError, match=r"^\S*x\.png: not a readable picture: unpack requires"):
+        READERS[reader](path)
+
+
+def test_an_error_of_the_disk_is_none_of_the_picture():
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(errno.EIO, "Input/output error")
+
+    class Lost(Composed):
+        def open(self, mode="rb"):
+            return Failing()
+
+    lost = Lost("far/x.png", "x.png", np.zeros, ())
+    with pytest.raises(OSError, match=r"Input/output error: 'far/x\.png'"), opened_picture(lost):
+        pass
 
 
 def test_real_photographs_and_x_rays_equal_pillows(real_data):
