@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
@@ -83,6 +83,12 @@ def find_images(given: Sequence[Path]) -> dict[str, Path]:
                     "file; rename one of them"
                 )
     return images
+
+
+def bare_name(file_name: str) -> str:
+    """The name without its suffix, if that is an image's: "1.2.840.5" stays whole."""
+    bare, dot, suffix = file_name.rpartition(".")
+    return bare if f"{dot}{suffix}".lower() in (*_FORMATS, *DICOM) else file_name
 
 
 def _is_image(path: Path) -> bool:
@@ -165,11 +171,11 @@ def read_patients(
 
     Args:
       path: A CSV, which may be missing.
-      names: Of images. A cell may name one with its suffix.
+      names: Of images. A cell may name one with its folder and its suffix.
       columns: Which ones hold the image and who it shows.
 
     Raises:
-      ValueError: The CSV lacks a column or an image.
+      ValueError: The CSV lacks a column or an image, or gives one image two patients.
     """
     names = list(names)
     if not path.is_file():
@@ -181,7 +187,14 @@ def read_patients(
         return {name: name for name in names}
     known = set(names)
     image, patient = columns
-    told = {named(row[image], known): row[patient] for _, row in read_rows(path, columns)}
+    told: dict[str, str] = {}
+    for line, row in read_rows(path, columns):
+        name, given = named(row[image], known), row[patient]
+        if name is not None and told.setdefault(name, given) != given:
+            raise ValueError(
+                f"{path}, line {line} ({row[image]}): {patient} {given!r}, but {told[name]!r} in a "
+                "row above; remove one"
+            )
     missing = [name for name in names if not told.get(name)]
     if missing:
         raise ValueError(
@@ -192,8 +205,15 @@ def read_patients(
 
 
 def named(cell: str, names: set[str] | Mapping[str, object]) -> str | None:
-    """The image that a cell names, with or without its suffix."""
-    return next((name for name in (cell, Path(cell).stem) if name in names), None)
+    """The image that a cell names, with or without its suffix and the folders before it."""
+    bare = bare_name(cell)
+    spelled = (cell, bare, joined(bare), PurePosixPath(bare).name)
+    return next((name for name in spelled if name in names), None)
+
+
+def joined(path: str) -> str:
+    """The path as one name: "sub/b" gives "sub-b"."""
+    return path.replace("/", "-")
 
 
 def clip_box(box: Box, *, size: tuple[int, int], where: str) -> tuple[Box, tuple[str, ...]]:
@@ -233,5 +253,6 @@ _FORMATS: Mapping[str, str] = MappingProxyType(  # What a suffix promises; the c
         ".bmp": "BMP",
         ".tif": "TIFF",
         ".tiff": "TIFF",
+        ".webp": "WEBP",
     }
 )

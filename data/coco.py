@@ -18,14 +18,16 @@ from typing import Any, NamedTuple
 from data.annotated import (
     NO_FINDING,
     Header,
+    bare_name,
     check_limit,
     clip_box,
     first_patients,
+    joined,
     masked_record,
     read_image_header,
     read_patients,
 )
-from data.boxes import Box
+from data.boxes import Box, tight_boxes
 from data.composed import Composed
 from data.records import Record
 from data.regions import Outline, draw_outlines, is_coordinate, parse_outline
@@ -137,7 +139,7 @@ def _pictures(
         where = f"{path}: image {number}"
         key, file_name = _field(row, "id", int, where), _field(row, "file_name", str, where)
         file = _inside(folder, path, file_name)
-        name = str(PurePosixPath(file_name).with_suffix("")).replace("/", "-")
+        name = joined(bare_name(str(PurePosixPath(file_name))))
         if key in of_id or name in pictures:
             raise ValueError(f"{where} ({file_name}): its id or its name is that of another image")
         of_id[key] = name
@@ -250,9 +252,8 @@ def _boxed(
     notes = [*header.notes]
     boxes: list[Box] = []
     for annotation in annotations:
-        if annotation.box is None:
-            raise ValueError(f"{annotation.where}: no bbox, and others have no segmentation")
-        box, clipped = clip_box(annotation.box, size=header.size, where=annotation.where)
+        box = annotation.box or _box_around(annotation, size=header.size)
+        box, clipped = clip_box(box, size=header.size, where=annotation.where)
         boxes.append(box)
         notes += clipped
         notes += ["outline unused"] if annotation.outline else []
@@ -267,3 +268,11 @@ def _boxed(
         facts=header.facts,
         notes=tuple(notes),
     )
+
+
+def _box_around(annotation: _Annotation, *, size: tuple[int, int]) -> Box:
+    """The tight box of the outline's pixels."""
+    drawn = draw_outlines(size, (annotation.outline,), where=annotation.where)
+    if not drawn.any():
+        raise ValueError(f"{annotation.where}: the outline holds no pixel; correct or remove it")
+    return tuple(tight_boxes(drawn[None])[0].tolist())

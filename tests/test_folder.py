@@ -115,6 +115,24 @@ def test_patients_come_from_their_csv_and_limit_counts_them(tmp_path):
         read(tmp_path)
 
 
+def test_one_image_with_two_patients_is_an_error_that_names_both(tmp_path):
+    write(tmp_path, "a", (5, 5, 30, 30))
+    (tmp_path / "patients.csv").write_text("image,patient\na.png,ann\na,ann\n")
+    assert [r.patient for r in read(tmp_path)] == ["ann"]
+    (tmp_path / "patients.csv").write_text("image,patient\na.png,ann\n\na,bob\n")
+    with pytest.raises(ValueError, match=r"csv, line 4 \(a\): patient 'bob', but 'ann' in a row"):
+        read(tmp_path)
+
+
+def test_a_cell_of_a_csv_names_an_image_by_its_known_suffix_only(tmp_path):
+    write(tmp_path, "1.2.840", (5, 5, 30, 30))
+    (tmp_path / "patients.csv").write_text("image,patient\n1.2.840.5,ann\n")
+    with pytest.raises(ValueError, match=r"no patient for 1 images \(first: 1\.2\.840\)"):
+        read(tmp_path)
+    (tmp_path / "patients.csv").write_text("image,patient\nimages/1.2.840.PNG,ann\n")
+    assert [r.patient for r in read(tmp_path)] == ["ann"]
+
+
 def test_without_patients_there_is_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="images of one person may be in two"):
         read(write(tmp_path, "a"))

@@ -16,6 +16,7 @@ from data.records import load
 from data.regions import Runs, draw_outlines, fill_polygon, fill_runs, parse_outline, unpack_counts
 from data.sources import open_dataset
 from pp_jax.predict.masks import encode_rle, to_coco
+from tests.dicom_files import write_dicom
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*images of one person")
 
@@ -243,6 +244,40 @@ def test_an_image_of_which_one_outline_is_missing_has_boxes_only(tmp_path):
     outlined = {"segmentation": RECTANGLE, "bbox": [10, 5, 20, 20]}
     (record,) = read(coco(tmp_path, outlined, {"bbox": [1, 1, 4, 4]}))
     assert (record.target, len(record.boxes), record.notes) == ("box", 2, ("outline unused",))
+
+
+def test_an_outline_without_a_box_gives_its_own_where_boxes_are_what_is_known(tmp_path):
+    beyond = [[50, 30, 70, 30, 70, 50, 50, 50]]
+    outlines = [RECTANGLE, plain_runs(blob((40, 0, 44, 40)).astype(bool)), beyond]
+    rows = ({"segmentation": outline} for outline in outlines)
+    (record,) = read(coco(tmp_path, *rows, {"bbox": [1, 1, 4, 4]}))
+    want = {(10, 5, 30, 25), (40, 0, 44, 40), (50, 30, 60, 40), (1, 1, 5, 5)}
+    assert (set(record.boxes), record.target) == (want, "box")
+    assert all(type(edge) is float for box in record.boxes for edge in box)
+    nothing = {"segmentation": [[70, 0, 80, 0, 80, 9]]}
+    with pytest.raises(ValueError, match="annotation 0: the outline holds no pixel"):
+        read(coco(tmp_path, nothing, {"bbox": [1, 1, 4, 4]}))
+
+
+def test_names_of_coco_images_lose_known_suffixes_alone_and_patients_find_them(tmp_path):
+    (tmp_path / "images").mkdir()
+    files = ["1.2.840.5", "1.2.840.6", "c.png", "sub/b.png"]
+    for file in files:
+        if file.endswith(".png"):
+            picture(tmp_path / "images" / file)
+        else:
+            write_dicom(tmp_path / "images" / file, np.zeros((40, 60), np.uint8))
+    content = {
+        "images": [{"id": n, "file_name": file} for n, file in enumerate(files)],
+        "annotations": [],
+        "categories": [],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    people = dict(zip(files, ("ann", "bob", "carl", "dora"), strict=True))
+    rows = "".join(f"{file},{person}\n" for file, person in people.items())
+    (tmp_path / "patients.csv").write_text("image,patient\n" + rows)
+    got = {record.id: record.patient for record in read(tmp_path)}
+    assert got == {"1.2.840.5": "ann", "1.2.840.6": "bob", "c": "carl", "sub-b": "dora"}
 
 
 def test_an_image_without_annotation_is_without_finding(tmp_path):
