@@ -113,18 +113,27 @@ def find_sets(settings: EvalConfig, run: config.TrainConfig | None) -> tuple[sou
 def leave_out_seen(
     everything: Sequence[records.Record], sets: sources.Sets, folder: Path, run: config.TrainConfig
 ) -> list[records.Record]:
-    """The records without patients that the run was fitted on in a copy of the same data set.
+    """The records without those that the run was fitted on in a copy of the same data set.
 
-    A copy, such as a prepared one, is told by its name; `folder` and `synthetic` are names of many.
+    A copy, such as a prepared one, is told by its name: left out are the patients and images that
+    the run has by the same names. `folder` and `synthetic` are names of many sets; one of them is a
+    copy if it has most of the run's images.
     """
-    parts = runs.read_split(folder)
-    fitted = {patient for part in ("train", "validation") for patient in parts[part]}
-    seen = set()
+    trained = sources.name_sets(run.data, run.data_dir)
+    patients, images = (
+        {name for part in ("train", "validation") for name in parts.get(part, ())}
+        for parts in (runs.read_split(folder), runs.read_images(folder))
+    )
+    seen: set[str] = set()
     for alias, (name, _) in sets.items():
-        for other, (same, _) in sources.name_sets(run.data, run.data_dir).items():
-            if name == same and sources.DATASETS[name].source_of:
-                bare = {p.removeprefix(f"{other}.") for p in fitted} if other else fitted
-                seen |= {f"{alias}.{p}" for p in bare} if alias else bare
+        own = [record for record in everything if record.dataset == alias]
+        for other, (same, _) in trained.items():
+            if name == same:
+                ids = {r.id for r in own if _renamed(r.id, alias, other) in images}
+                people = {r.patient for r in own if _renamed(r.patient, alias, other) in patients}
+                people |= {record.patient for record in own if record.id in ids}
+                if sources.DATASETS[name].source_of or 2 * len(ids) > len(images):
+                    seen |= people
     kept = [record for record in everything if record.patient not in seen]
     if len(kept) < len(everything):
         warnings.warn(
@@ -133,6 +142,12 @@ def leave_out_seen(
             stacklevel=2,
         )
     return kept
+
+
+def _renamed(name: str, alias: str, other: str) -> str:
+    """A name in the set `alias` as `other` has it: of several sets, each puts its own in front."""
+    bare = name.removeprefix(f"{alias}.") if alias else name
+    return f"{other}.{bare}" if other else bare
 
 
 def choose(

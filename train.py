@@ -53,7 +53,9 @@ def main() -> None:
         split, parts = share_out(settings, sources.open_sets(sets, limit=settings.limit))
         print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
         feed = make_feed(settings, parts)
-        run = runs.open_run(settings, split=split, crops=records.object_crops(parts["train"]))
+        images = {part: [record.id for record in parts[part]] for part in parts}
+        crops = records.object_crops(parts["train"])
+        run = runs.open_run(settings, split=split, images=images, crops=crops)
         loop.fit(run, settings, feed, mesh=mesh)
         print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
 

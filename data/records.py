@@ -19,6 +19,8 @@ from data.images import read_any
 from data.targets import TARGETS, draw_objects
 from pp_jax.preprocess.colour import to_grey
 
+DOUBTFUL = "doubtful patient"  # A note: who is shown may be someone else.
+
 
 @dataclass(frozen=True)
 class Record:

@@ -27,7 +27,7 @@ from data.annotated import check_limit, clip_box, first_patients
 from data.boxes import Box
 from data.dicom import dicom_facts
 from data.files import File, members
-from data.records import Record
+from data.records import DOUBTFUL, Record
 from data.tables import read_rows
 
 OBTAIN = (
@@ -97,7 +97,7 @@ def read_rsna(folder: Path, *, limit: int | None = None) -> list[Record]:
         told = {
             "inverted": facts.inverted,
             "no spacing": facts.spacing is None,
-            "doubtful patient": name in people.doubtful,
+            DOUBTFUL: name in people.doubtful,
         }
         mask = files.get(f"{MASKS}/{name}.png")
         records.append(

@@ -6,7 +6,7 @@ from math import fsum
 
 import numpy as np
 
-from data.records import Record
+from data.records import DOUBTFUL, Record
 
 PARTS = ("train", "validation", "test")
 _FIRST = ("train", "test", "validation")  # Which parts one or two patients of a kind go to.
@@ -22,6 +22,9 @@ def split_patients(
     with a finding, of every label, of every view and of every combination, as near as whole
     patients allow; and a patient with a finding if there are three such, one without if three.
 
+    A patient with an image of which nobody knows who it shows (`records.DOUBTFUL`) is trained on:
+    in another part it might show someone who is trained on as well.
+
     Raises:
       ValueError: Fewer than three patients, or fractions that leave nothing for a part.
     """
@@ -29,6 +32,9 @@ def split_patients(
         raise ValueError(f"{validation=} and {test=} must be above 0 and leave something to train")
     fractions = {"train": 1 - validation - test, "validation": validation, "test": test}
     traits = _count_traits(records)
+    doubtful = {record.patient for record in records if DOUBTFUL in record.notes}
+    if len(traits) - len(doubtful) < len(PARTS):
+        doubtful = set()
     if len(traits) < len(PARTS):
         raise ValueError(
             f"{len(traits)} patients cannot fill train, validation and test without one of them "
@@ -40,7 +46,8 @@ def split_patients(
     shuffled = [names[index] for index in rng.permutation(len(names))]
     smallest_first = sorted(shuffled, key=lambda name: traits[name][()])
     start = dict(zip(PARTS, rng.random(len(PARTS)).tolist(), strict=True))
-    dealt = _deal_first(smallest_first, positive)
+    known = [name for name in smallest_first if name not in doubtful]
+    dealt = _deal_first(known, positive) | dict.fromkeys(doubtful, "train")
     part_of = _deal_rest(reversed(smallest_first), traits, dealt, fractions=fractions, start=start)
     return {part: tuple(name for name in names if part_of[name] == part) for part in PARTS}
 

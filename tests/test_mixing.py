@@ -186,21 +186,32 @@ def test_other_data_are_scored_whole_and_mixtures_of_own_and_other_not_at_all(fo
 
 
 @pytest.mark.parametrize("prefix", ["", "rsna."])
-def test_a_copy_of_the_runs_own_data_is_scored_without_its_patients(prefix, tmp_path):
-    parts = {"train": ["a", "b"], "validation": ["c"], "test": ["d"]}
-    held = {part: [prefix + name for name in names] for part, names in parts.items()}
-    (tmp_path / "split.json").write_text(json.dumps(held))
+def test_a_copy_of_the_runs_own_data_is_scored_without_what_it_was_fitted_on(prefix, tmp_path):
+    patients = {"train": ["p", "q"], "validation": ["r"], "test": ["s"]}
+    images = {"train": ["a", "b", "c"], "validation": ["d"], "test": ["e"]}
+    for file, parts in (("split.json", patients), ("images.json", images)):
+        held = {part: [prefix + name for name in names] for part, names in parts.items()}
+        (tmp_path / file).write_text(json.dumps(held))
     more = (",brain_seg", ",y") if prefix else ("", "")
-    run = TrainConfig(data="rsna" + more[0], data_dir="x" + more[1])
-    known = [Record(n, n, Path(n), ((0, 0, 1, 1),), None, "box", "") for n in "abcde"]
 
-    def kept(name):
+    def kept(name, people):
+        run = TrainConfig(data=name + more[0], data_dir="x" + more[1])
+        known = [Record(i, p, Path(i), ((0, 0, 1, 1),), None, "box", "") for i, p in people.items()]
         sets = {"": (name, Path("copy"))}
-        return [r.id for r in eval_front.leave_out_seen(known, sets, tmp_path, run)]
+        return [record.id for record in eval_front.leave_out_seen(known, sets, tmp_path, run)]
 
-    with pytest.warns(UserWarning, match="3 of 5 images are left out: .* another copy"):
-        assert kept("rsna") == ["d", "e"]
-    assert kept("cxr_seg") == [*"abcde"]  # Other people of the same names.
+    whole = dict(zip("abcdef", "pqqrst", strict=True))
+    if not prefix:
+        with pytest.warns(UserWarning, match="4 of 6 images are left out: .* another copy"):
+            assert kept("folder", whole) == ["e", "f"]
+        # Three names of four are not the run's: another folder, of other people.
+        assert kept("folder", {"a": "p", "x": "q", "y": "z"}) == ["a", "x", "y"]
+        return
+    with pytest.warns(UserWarning, match="4 of 6 images are left out: .* another copy"):
+        assert kept("rsna", whole) == ["e", "f"]
+    # Without a map of the patients each image is one, and is known by its id.
+    with pytest.warns(UserWarning, match="4 of 6"):
+        assert kept("rsna", {name: name for name in "abcdef"}) == ["e", "f"]
 
 
 def test_data_of_the_same_source_as_the_runs_are_refused():

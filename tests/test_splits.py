@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,19 @@ def test_large_patients_are_shared_out_too_and_the_seed_moves_the_largest():
         assert abs(shares["test"] - 15) <= 4
     assert len(found) == 3
     assert found["train"] > 10
+
+
+def test_an_image_of_an_unknown_person_is_trained_on():
+    records = people(20, 20)
+    unknown = {record.patient for record in records[::5]}
+    records = [
+        replace(record, notes=("doubtful patient",)) if record.patient in unknown else record
+        for record in records
+    ]
+    for seed in range(5):
+        parts = split_patients(records, seed=seed)
+        assert unknown <= set(parts["train"])
+        assert min(map(len, parts.values())) > 0
 
 
 def test_labels_that_are_all_different_do_not_spoil_the_sizes():

@@ -18,6 +18,7 @@ import train as train_front
 from data.records import load, object_crops
 from data.rsna import read_rsna
 from data.splits import split_patients
+from data.synthetic import generate
 from pp_jax import checkpoints
 from pp_jax.config import TrainConfig, resolve
 from pp_jax.evaluate.controls import CONTROLS, fit_mean_shape, mean_shape
@@ -46,6 +47,7 @@ def test_a_run_leaves_its_files(run):
         "config.json",
         "environment.json",
         "split.json",
+        "images.json",
         "atlas.npz",
         "base",
         "steps",
@@ -324,7 +326,7 @@ def test_evaluating_twice_gives_the_same_figures(evaluated, run, tmp_path):
 
 
 def test_on_other_data_everything_is_test(run, compiled, data, tmp_path):
-    other = Path(shutil.copytree(data, tmp_path / "other"))
+    other = generate(tmp_path / "other", images=8, seed=1, side=256, workers=0)
     out = tmp_path / "report"
     marks = ("--prompt", "point", "--pictures", 0)
     ended = front("eval.py", "--checkpoint", run, "--data-dir", other, "--out", out, *marks)

@@ -3,6 +3,7 @@
 RUN/config.json          every choice
 RUN/environment.json     versions and devices of its last start
 RUN/split.json           patients of train, validation and test
+RUN/images.json          ids of the images of each part
 RUN/atlas.npz            mean training shape, a control for eval.py
 RUN/base/                frozen leaves, written once
 RUN/steps/00000120/      trainable leaves, optimizer state, step
@@ -40,6 +41,7 @@ from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
 CONFIG, ENVIRONMENT, SPLIT = "config.json", "environment.json", "split.json"
+IMAGES = "images.json"
 METRICS, CURVE, ATLAS, BASE = "metrics.jsonl", "learning_curve.png", "atlas.npz", "base"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
@@ -49,7 +51,7 @@ Split = Mapping[str, Sequence[str]]
 # The folder.
 
 
-def open_run(settings: TrainConfig, *, split: Split, crops: Iterable[Crop]) -> Path:
+def open_run(settings: TrainConfig, *, split: Split, images: Split, crops: Iterable[Crop]) -> Path:
     """The run's folder, ready to start or to resume.
 
     A run that has not made a step yet has nothing to lose: it starts anew with these settings.
@@ -57,6 +59,7 @@ def open_run(settings: TrainConfig, *, split: Split, crops: Iterable[Crop]) -> P
     Args:
       settings: Resolved.
       split: Names of the patients of each part.
+      images: Ids of the images of each part.
       crops: The training objects; looked at only where the mean shape is not there yet.
 
     Raises:
@@ -85,6 +88,7 @@ def open_run(settings: TrainConfig, *, split: Split, crops: Iterable[Crop]) -> P
     else:
         run.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(run / SPLIT, split)
+        checkpoints.write_json(run / IMAGES, images)
         _write_atlas(run, fit_mean_shape(crops))
     # Last, since a folder without it is no run.
     checkpoints.write_json(run / ENVIRONMENT, _environment())
@@ -156,6 +160,11 @@ def read_config(run: Path) -> TrainConfig:
 def read_split(run: Path) -> dict[str, list[str]]:
     """Patients of each part."""
     return _read_json(run / SPLIT)
+
+
+def read_images(run: Path) -> dict[str, list[str]]:
+    """Ids of the images of each part; nothing of a run from before they were written."""
+    return _read_json(run / IMAGES) if (run / IMAGES).is_file() else {}
 
 
 def read_atlas(run: Path) -> Atlas:
