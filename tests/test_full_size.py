@@ -22,7 +22,9 @@ def losses(folder: Path, data: Path, *, devices: int) -> list[float]:
     flags = f"--variant vit_b --init random --data rsna --data-dir {data} --out {out}"
     flags += " --batch 4 --steps 2 --seed 3"
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # On a busy machine a device may wait for the others longer than the 40 s that XLA allows.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+        "--xla_cpu_collective_call_terminate_timeout_seconds=1200",
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
     }
     done = subprocess.run(
