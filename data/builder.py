@@ -69,8 +69,11 @@ class PixelPerfect(tfds.core.ShardBasedBuilder, skip_registration=True):
         return {SPLIT: [partial(_counted, len(shard.rows)) for shard in kept]}
 
     def _write(self, source: Path) -> list[Shard]:
-        self._partial.mkdir(parents=True, exist_ok=True)
         records = open_dataset(self.builder_config.name, source)
+        if not records:
+            obtain = self.MANUAL_DOWNLOAD_INSTRUCTIONS.replace("manual_dir", str(source))
+            raise ValueError(f"{source}: no image of {self.builder_config.name!r} in it; {obtain}")
+        self._partial.mkdir(parents=True, exist_ok=True)
         shards = write_shards(plan(records, self._partial), workers=2)
         skipped = [unreadable for shard in shards for unreadable in shard.skipped]
         if skipped:
@@ -101,7 +104,7 @@ class _Placed(tfds.core.ExampleWriter):
         try:
             os.link(shard, path)
         except OSError:  # A disk without hard links.
-            os.replace(shard, path)
+            shutil.copyfile(shard, path)
 
 
 def _counted(images: int) -> Iterator[tuple[int, None]]:

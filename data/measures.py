@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -96,6 +97,9 @@ def spread(
     Args:
       function: Of a module, so that another process finds it.
       workers: Processes; 0 works in this one.
+
+    Raises:
+      OSError: A process was killed.
     """
     bar = functools.partial(tqdm, total=len(records), desc=title, unit="image", disable=None)
     return list(bar(_mapped(function, records, workers)))
@@ -109,8 +113,14 @@ def _mapped(
         return
     # Spawned, not forked: the caller may have started JAX, whose threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(function, records, chunksize=4)
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            yield from pool.map(function, records, chunksize=4)
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that decodes was killed, as happens when memory runs out; start the same "
+            "command again with fewer --workers"
+        ) from error
 
 
 def stored_form(file: File) -> tuple[str, bool, int | None]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 from data.facts import Facts
 from data.fingerprint import age_group, fingerprint, to_json
 from data.images import read_any
-from data.measures import Measures, Unreadable, look, measure, position_map
+from data.measures import Measures, Unreadable, look, measure, position_map, spread
 from data.page import page
 from data.records import Record
 from data.rsna import read_rsna
@@ -261,3 +262,14 @@ def test_a_tile_shows_the_box_where_it_lies(records: list[Record]) -> None:
     rows, columns = np.flatnonzero(blue.any(1)), np.flatnonzero(blue.any(0))
     assert (rows[0], rows[-1]) == (25, 174)  # From 10 to 70, x 2.5.
     assert (columns[0], columns[-1]) == (25, 99)  # From 10 to 40.
+
+
+def die(record: Record) -> None:
+    os._exit(9)
+
+
+def test_a_killed_worker_ends_in_one_line_that_says_what_to_do(tmp_path):
+    one = record(tmp_path, "a", pixels=np.zeros(SIZE, np.uint8))
+    with pytest.raises(OSError, match=r"killed.* fewer --workers") as caught:
+        spread(die, [one], workers=1, title="reading")
+    assert "\n" not in str(caught.value)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import pickle
 import re
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from data import builder as data_builder
 from data import examples, prepare, shards
 from data.builder import PixelPerfect
 from data.examples import FEATURES
@@ -182,6 +184,29 @@ def test_the_builder_prepares_from_a_manual_folder_and_says_how_to_get_it(source
     assert not (tmp_path / "tfds" / "pixel_perfect" / "folder.partial").exists()
     instructions = PixelPerfect(config="rsna", data_dir=tmp_path).MANUAL_DOWNLOAD_INSTRUCTIONS
     assert "kaggle competitions download" in instructions
+
+
+def test_the_builder_says_that_a_set_has_no_image(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_builder, "open_dataset", lambda name, folder: [])
+    builder = PixelPerfect(config="folder", data_dir=tmp_path / "tfds")
+    where = tfds.download.DownloadConfig(manual_dir=tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}: no image of 'folder' in it"):
+        builder.download_and_prepare(download_config=where)
+
+
+def test_without_hard_links_the_shards_are_copied_and_stay(source, tmp_path, monkeypatch):
+    def link(*_):
+        raise PermissionError("no hard links on this disk")
+
+    monkeypatch.setattr(os, "link", link)
+    records = open_dataset("folder", source)[:3]
+    (tmp_path / "shards").mkdir()
+    (shard,) = shards.write_shards(shards.plan(records, tmp_path / "shards"), workers=0)
+    builder = PixelPerfect(config="folder", data_dir=tmp_path / "tfds", shards=[shard])
+    builder.download_and_prepare()
+    (placed,) = Path(builder.data_path).glob("*array_record*")
+    assert placed.read_bytes() == Path(shard.path).read_bytes()
+    assert len(builder.as_data_source("images")) == 3
 
 
 def test_a_limit_is_a_number_of_patients(source, whole, tmp_path):
