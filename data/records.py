@@ -1,6 +1,5 @@
 """One image of a data set: where it is, and what is in it."""
 
-import io
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,13 +8,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 from data.boxes import Box, check_boxes, tight_boxes
 from data.facts import Facts
 from data.files import File
-from data.images import read_any
+from data.images import opened_picture, read_any
 from data.targets import TARGETS, draw_objects
 from pp_jax.preprocess.colour import to_grey
 
@@ -180,14 +179,8 @@ def read_mask(path: File, *, size: tuple[int, int]) -> Bool[np.ndarray, "H W"]:
       ValueError: Another kind of file, a damaged one, or one that is not of `size`.
       OSError: The file cannot be opened.
     """
-    content = io.BytesIO(path.read_bytes())
-    try:
-        with Image.open(content) as file:
-            mode, mask = file.mode, np.asarray(file)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not a picture; a mask is an 8-bit grey PNG") from error
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: damaged ({error}); restore a copy of it") from error
+    with opened_picture(path) as file:
+        mode, mask = file.mode, np.asarray(file)
     if mode not in ("L", "1"):
         raise ValueError(f"{path}: a mask is an 8-bit grey PNG (mode L), this one has mode {mode}")
     if mask.shape != tuple(size):

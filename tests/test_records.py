@@ -191,7 +191,7 @@ def test_grey_up_to_127_is_background(record):
     [
         (Image.new("L", (8, 10)), "mask of 8 x 10 pixels for an image of 10 x 8"),
         (Image.new("RGB", (10, 8)), "has mode RGB"),
-        (None, "not a picture"),
+        (None, "not a readable picture"),
     ],
 )
 def test_a_mask_of_another_size_or_kind_is_an_error(record, picture, reason):
