@@ -8,11 +8,11 @@ from pathlib import Path
 import pp_jax.config
 from data import cache, embedded, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
-from pp_jax.config import TrainConfig
+from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune import loop, optimize, runs, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
-from pp_jax.preprocess.stage import PREPARATIONS, SPECS
+from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
 from pp_jax.sam import VARIANTS, sized
 
 CHOICES = {
@@ -43,7 +43,8 @@ def main() -> None:
             cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=CHECKED)
         )
         cli.require_clone()
-        roi.make_for_images(settings.roi)  # One that each box has for itself is refused here.
+        make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
+        roi.make_for_images(settings.roi)
         if settings.embeddings:
             check_fixed(settings)
         runs.require_checkpoint(settings)

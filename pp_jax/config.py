@@ -334,7 +334,7 @@ def override(
 
 
 def _look_name(look: Look) -> list[str]:
-    """The look in parts of a folder's name, in characters that every file system takes."""
+    """The look in parts of a folder's name, in characters that file systems and shells take."""
     parts = [look.filter]
     if look.fusion != "replace":
         parts += [look.fusion, *([f"{look.blend:g}"] if look.fusion in _WEIGHTED else [])]
@@ -347,7 +347,7 @@ def _target_name(target: str) -> list[str]:
     return [] if target == "mask" else [f"on_{target}"]
 
 
-_SAFE = str.maketrans({">": "+", ":": "_", "=": "", ",": "&", " ": ""})
+_SAFE = str.maketrans({">": "+", ":": "_", "=": "", " ": ""})
 _WEIGHTED = ("blend", "add-edges")
 
 

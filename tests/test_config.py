@@ -71,7 +71,7 @@ def test_the_learned_fusion_and_its_training_go_together(choices: dict[str, str]
 def test_a_folder_of_any_look_is_one_folder_on_every_file_system() -> None:
     spec = "median:3>clahe:clip=3,sobel:5"
     run = resolve(TrainConfig(filter=spec, fusion="channels"))
-    assert run.out == "runs/tiny-synthetic-box-median_3+clahe_clip3&sobel_5-channels"
+    assert run.out == "runs/tiny-synthetic-box-median_3+clahe_clip3,sobel_5-channels"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

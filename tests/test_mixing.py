@@ -103,7 +103,7 @@ def test_mixes_and_balance_make_other_runs_with_other_names():
     ]
     made = [resolve(TrainConfig(data="rsna,brain_seg", prompt="none", **more)) for more in asked]
     assert len({run.out for run in made}) == len(made)
-    assert made[0].out == "runs/tiny-rsna&brain_seg-none-none"
+    assert made[0].out == "runs/tiny-rsna,brain_seg-none-none"
     assert made[0].data_dir == "datasets/rsna,datasets/brain_seg"
     assert set(differences({}, made[4])) >= {"mix", "balance"}
 

@@ -21,7 +21,7 @@ from pp_jax.finetune.trainable import POLICIES
 from pp_jax.preprocess.augment import augment, make_chain
 from pp_jax.preprocess.stage import initial_fusion, make_stage
 from pp_jax.prompts import SAMPLERS, Purpose, example_keys
-from pp_jax.sam import Sam, SamConfig
+from pp_jax.sam import VARIANTS, Sam, SamConfig
 from pp_jax.sam.model import init
 from pp_jax.types import Batch
 
@@ -284,3 +284,19 @@ def test_four_devices_train_as_one(four_devices):
     for prompt, losses in reports.items():
         want = losses_on(1, prompt, steps=3)
         np.testing.assert_allclose(losses, want, rtol=1e-5, err_msg=prompt)
+
+
+def test_padding_does_not_blow_up_the_first_gradient_of_random_weights():
+    """A LayerNorm of equal numbers, such as an image's black border makes, has a huge slope."""
+    model = Sam(VARIANTS["tiny"])
+    variables = init(model, KEY)
+    whole = jax.random.normal(KEY, (1, 256, 256, 3))
+
+    @jax.jit
+    def slope(image):
+        def power(params):
+            return (model.apply(variables | {"params": params}, image, method="encode") ** 2).mean()
+
+        return optax.tree.norm(jax.grad(power)(variables["params"]))
+
+    assert slope(whole.at[:, 128:].set(0)) < 10 * slope(whole)

@@ -90,7 +90,7 @@ def make_shown(look: Look) -> Shown:
         wanted = " to ".join(map(str, sorted({fusion.fewest, fusion.most})))
         raise ValueError(
             f"fusion {look.fusion!r} takes {wanted} filters separated by commas, not the "
-            f"{len(chains)} of {look.filter!r}"
+            f"{len(chains)} of {look.filter!r}; channels and learned take several"
         )
     made = [filters.make_chain(chain) for chain in chains]
 

@@ -109,7 +109,9 @@ class ImageEncoder(nn.Module):
         c = self.config
         x = PatchEmbed(c.patch_size, c.embed_dim, dtype=self.dtype, name="patch_embed")(image)
         shape = (1, c.trained_grid, c.trained_grid, c.embed_dim)
-        position = self.param("pos_embed", nn.initializers.zeros, shape)
+        # Not zeros, as officially before training: padding would be a row of equal numbers, and the
+        # gradient of their norm a million times too large.
+        position = self.param("pos_embed", nn.initializers.truncated_normal(0.02), shape)
         x = x + resize_positions(position, grid=c.grid).astype(self.dtype)
         block = nn.remat(Block) if self.remat else Block
         for i in range(c.depth):
