@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import io
 import json
 import os
 import pickle
@@ -13,7 +12,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -24,7 +22,6 @@ from data import examples, prepare, shards
 from data.builder import PixelPerfect
 from data.examples import FEATURES
 from data.images import read_any
-from data.png import to_png
 from data.prepared import INDEX, MANIFEST, REPORT, Entry, describe, is_prepared, read_prepared
 from data.records import Record, load
 from data.sources import open_dataset
@@ -147,16 +144,6 @@ def test_grey_is_stored_as_one_channel_and_colour_as_three(whole, direct):
             assert picture.mode == ("L" if np.ptp(pixels, axis=2).max() == 0 else "RGB")
             modes.add(picture.mode)
     assert modes == {"L", "RGB"}
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (9, 1), (31, 20), (5, 4, 3), (1, 1, 3)])
-def test_a_png_is_decoded_by_others_to_the_same_pixels(shape):
-    rng = np.random.default_rng(3)
-    for pixels in (rng.integers(0, 256, shape, np.uint8), np.full(shape, 255, np.uint8)):
-        content = to_png(pixels)
-        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), pixels)
-        other = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        np.testing.assert_array_equal(other[..., ::-1] if pixels.ndim == 3 else other, pixels)
 
 
 def test_an_entry_is_read_after_pickling_and_by_many_threads(whole, direct):
