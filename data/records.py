@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
-from PIL import Image
 from scipy import ndimage
 
 from data.boxes import Box, check_boxes, tight_boxes
@@ -122,7 +121,7 @@ def object_crops(
                 (drawn,), _ = draw_objects(canvas, [box], target=record.drawn)
                 yield drawn, np.array(box, np.float32)
         else:
-            with record.mask.open("rb") as file, Image.open(file) as picture:
+            with opened_picture(record.mask) as picture:
                 size = (picture.height, picture.width)
             objects = assign_components(read_mask(record.mask, size=size), record.boxes)
             objects = objects[objects.any((1, 2))]

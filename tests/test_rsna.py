@@ -456,15 +456,18 @@ def test_real_labels_are_split_by_patient_with_equal_shares_of_class_and_view(re
             "box",
             classes[name],
             Facts(view=views[name]),
+            ("doubtful patient",) if name in people.doubtful else (),
         )
         for name in labels
     ]
+    unknown = {people.patients[name] for name in people.doubtful}
     for seed, fractions in ((0, (0.7, 0.1, 0.2)), (1, (0.8, 0.05, 0.15))):
         _, validation, test = fractions
         parts = split_patients(records, seed=seed, validation=validation, test=test)
         counts = Counter(name for names in parts.values() for name in names)
         assert counts.keys() == set(people.patients.values())
         assert set(counts.values()) == {1}
+        assert unknown <= set(parts["train"])
         part_of = {name: part for part, names in parts.items() for name in names}
         parted = np.array([part_of[people.patients[name]] for name in labels])
         for values in (classes, views):
