@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 Row = Mapping[str, Any]  # One line of a table: text, numbers, or None where nothing is known.
 
@@ -42,7 +42,7 @@ class Marks(NamedTuple):
 
     boxes: Float[np.ndarray, "N 4"] | None = None
     points: Float[np.ndarray, "N P 2"] | None = None
-    labels: Float[np.ndarray, "N P"] | None = None  # 1, 0; -2 where there is no such point.
+    labels: Int[np.ndarray, "N P"] | None = None  # 1, 0; -2 where there is no such point.
 
 
 class Answer(NamedTuple):
