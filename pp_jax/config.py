@@ -126,10 +126,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Score a run, or converted weights, beside guesses that see no pixel."""
+    """Score runs or converted weights beside guesses that see no pixel, and write a report."""
 
     checkpoint: str = ""
-    """A run of train.py or a converted checkpoint; default: the run of `python train.py`."""
+    """A run of train.py, the folder of its folds, or a converted checkpoint; default: the run of
+    `python train.py`."""
+    methods: tuple[str, ...] = ()
+    """Instead of one checkpoint, all that is compared: `FOLDER`, or `NAME=FOLDER`, or
+    `NAME=FOLDER+FOLDER` for a run of several seeds; in the same quotes what it is shown and how its
+    masks are refined, `'NAME=FOLDER filter=clahe refine=fill_holes'`. Controls are added unless
+    some are named."""
     data: str = ""
     """Data set, or several with commas; default: the run's."""
     data_dir: str = ""
@@ -141,7 +147,9 @@ class EvalConfig:
     """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-...; a filter other
     than the run's is in the name."""
     prompt: str = ""
-    """What marks each finding: its exact box, one click, or nothing; default: the run's."""
+    """How findings are marked, several with commas, or `all`; default: as in the run's training."""
+    prompts: str = ""
+    """A prompts.json of another report: its marks are used again, instead of drawing new ones."""
     part: str = "test"
     """Which part of the run's own split. On other data everything is test."""
     recipe: str = ""
@@ -157,14 +165,30 @@ class EvalConfig:
     each box; default: the run's, or none."""
     image_size: int | None = None
     """Default: the run's, or the variant's own."""
+    primary: str = ""
+    """The primary endpoint, METRIC@PROTOCOL, stored before the first image is read; default: dice
+    under the first protocol."""
+    margin: float = 0.02
+    """Difference below which two methods are called equivalent."""
+    confidence: str = "stability,jitter"
+    """Which scores of confidence to compute, with commas: `tta` and `filters` encode each image
+    anew for each view."""
+    by: str = "view,sex,age,class,size"
+    """Strata to report, with commas."""
+    auto_points: int = 32
+    """Points per side of the grid of the protocol `auto`."""
+    kaggle_submission: str = ""
+    """A CSV to write in the format of RSNA's challenge; with a protocol that tells no truth."""
     limit: int | None = None
     """Use only this many patients of the part."""
     pictures: int = 12
     """Overlays to draw: the worst, the median and the best images."""
+    samples: int = 10_000
+    """Bootstrap resamples."""
     device: str = "auto"
     """Where to compute."""
     seed: int = 0
-    """Of the clicks and of the intervals."""
+    """Of the prompts and of the intervals."""
 
 
 # What a variant means where the user says nothing.
@@ -376,6 +400,13 @@ def resolve_eval(
     told = run if run is not None else TrainConfig()
     data = settings.data or told.data
     prompt = settings.prompt or told.prompt
+    for name, value in (("limit", settings.limit), ("auto_points", settings.auto_points)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if settings.samples < 100:
+        raise ValueError(f"--samples {settings.samples}: an interval needs at least 100")
+    if not 0 < settings.margin < 1:
+        raise ValueError(f"--margin {settings.margin}: must lie between 0 and 1")
     shown = override(
         look,
         recipe=settings.recipe,
@@ -384,15 +415,14 @@ def resolve_eval(
         blend=settings.blend,
         roi=settings.roi,
     )
-    if settings.limit is not None and settings.limit < 1:
-        raise ValueError(f"--limit {settings.limit}: must be at least 1 patient")
     if settings.pictures < 0:
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
     _check_seed(settings.seed)
     other_look = () if shown == look else _look_name(shown)
     where = data.translate(_SAFE)
     report = "-".join(
-        ("eval", where, prompt, *other_look, *_target_name(settings.target), settings.part)
+        ("eval", where, prompt.translate(_SAFE), *other_look)
+        + (*_target_name(settings.target), settings.part)
     )
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
     joint = "/" if run is not None else "-"
