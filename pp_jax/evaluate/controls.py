@@ -1,57 +1,197 @@
 """Masks guessed without seeing a pixel: what a model has to beat before its Dice means anything.
 
-A control knows the image's shape and the ground-truth boxes, nothing else. Boxes are
+A control knows the image's shape and what is marked on it, nothing else. Boxes are
 `(x0, y0, x1, y1)` in pixels of the original frame and tight: `x1 = x0 + width` and `y1` are the far
-edges. A pixel is inside when its centre, at index + 0.5, is.
+edges. A pixel is inside when its centre, at index + 0.5, is. Otsu's threshold, a method of one
+line that does see pixels, stands beside the controls in a table of its own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64
+from jaxtyping import Bool, Float, Float32, Float64, UInt8
+from skimage.filters import threshold_otsu
+
+from pp_jax.evaluate.subjects import Marks
+from pp_jax.preprocess.colour import to_grey
+from pp_jax.types import FOREGROUND
+
+T = TypeVar("T")
 
 LEFT, RIGHT = 0, 1  # Half of the image, as seen on the screen, that holds the centre of the box.
 RESOLUTION = 64
 THRESHOLDS = tuple(level / 20 for level in range(2, 17))  # 0.1, 0.15 ... 0.8
+# Findings seldom lie where others lay: a place that a tenth of the images share is frequent.
+FRAME_THRESHOLDS = tuple(level / 100 for level in range(1, 81))
 
 Crop = tuple[Bool[np.ndarray, "H W"], Float[np.ndarray, " 4"]]  # One object: its mask, its box.
+# One image: height and width, and its objects, whose masks may end where their boxes end.
+Outlined = tuple[tuple[int, int], Sequence[Crop]]
 
 
 class Control(NamedTuple):
     """A row of `CONTROLS`."""
 
-    function: Callable[..., Bool[np.ndarray, "H W"]]
-    needs_atlas: bool  # Called with `atlas=`; the others take nothing but shape and boxes.
+    function: Callable[..., Bool[np.ndarray, "N H W"]]  # `(shape, marks, *, atlas)`, one per mark.
+    needs_marks: bool  # Says nothing of an image on which nothing is marked.
     label: str  # Name in tables.
 
 
-class Atlas(NamedTuple):
-    """How often each place of a box is covered by its object, and from which share on we say yes.
+class Simple(NamedTuple):
+    """A row of `SIMPLE`: it sees the image and is trained on nothing."""
 
-    `threshold` maximises the Dice of the thresholded shapes against the shapes themselves, over all
-    fitted objects. Unlike the mean of the objects' own Dice this follows from the sums alone, so
-    leaving a patient out costs one subtraction, and nothing of that patient is left in the level.
+    function: Callable[..., Bool[np.ndarray, "N H W"]]  # `(image, marks, *, atlas)`, one per mark.
+    label: str
+
+
+class Atlas(NamedTuple):
+    """What objects look like on average: their shape, their size and where in the image they lie.
+
+    `shape` is how often each place of a box is covered by its object, `frame` how often each place
+    of an image with a finding is; a threshold is the share from which on we say yes. It maximises
+    the Dice of the thresholded mean against the mean itself. Unlike the mean of the objects' own
+    Dice this follows from the sums alone, so leaving a patient out costs one subtraction, and
+    nothing of that patient is left in the level.
+
+    A file from before there was a `frame` has neither that nor an `extent`.
     """
 
     shape: Float32[np.ndarray, "2 R R"]  # In [0, 1]; LEFT and RIGHT.
     threshold: float
     count: int  # Objects fitted.
+    frame: Float32[np.ndarray, "R R"] | None = None  # In [0, 1].
+    frame_threshold: float | None = None
+    extent: Float32[np.ndarray, "2 2"] | None = None  # LEFT, RIGHT: shares of width and height.
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Its fields as arrays, for `numpy.savez`."""
-        return {name: np.asarray(value) for name, value in self._asdict().items()}
+        """Its fields as arrays, for `numpy.savez`; what is not known is left out."""
+        known = {name: value for name, value in self._asdict().items() if value is not None}
+        return {name: np.asarray(value) for name, value in known.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Atlas":
         """The inverse of `to_arrays`; takes an opened `.npz` too."""
-        return cls(arrays["shape"], float(arrays["threshold"]), int(arrays["count"]))
+        atlas = cls(arrays["shape"], float(arrays["threshold"]), int(arrays["count"]))
+        if "frame" not in arrays:
+            return atlas
+        return atlas._replace(
+            frame=arrays["frame"],
+            frame_threshold=float(arrays["frame_threshold"]),
+            extent=arrays["extent"],
+        )
 
 
 class _Sums(NamedTuple):
     shape: Float64[np.ndarray, "2 R R"]
     count: Float64[np.ndarray, " 2"]
+    extent: Float64[np.ndarray, "2 2"]
+    frame: Float64[np.ndarray, "R R"]
+    images: Float64[np.ndarray, ""]
+
+
+# Guesses under whatever is marked: the rows of `CONTROLS`.
+
+
+def box(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Bool[np.ndarray, "N H W"]:
+    """Each mark's box, filled; `boxes_of` says which."""
+    return _one_by_one(filled_box, shape, boxes_of(shape, marks, atlas=atlas))
+
+
+def ellipse(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Bool[np.ndarray, "N H W"]:
+    """The ellipse that touches the four sides of each mark's box."""
+    return _one_by_one(inscribed_ellipse, shape, boxes_of(shape, marks, atlas=atlas))
+
+
+def shape_in_box(
+    shape: tuple[int, int], marks: Marks, *, atlas: Atlas
+) -> Bool[np.ndarray, "N H W"]:
+    """The mean shape of the objects on that side of the image, in each mark's box."""
+    draw = partial(mean_shape, atlas=atlas)
+    return _one_by_one(draw, shape, boxes_of(shape, marks, atlas=atlas))
+
+
+def frame_atlas(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Bool[np.ndarray, "N H W"]:
+    """Where findings are frequent in images with one, for each mark alike, whatever is marked.
+
+    Raises:
+      ValueError: The atlas was fitted before it had a frame.
+    """
+    frame, threshold = _known(atlas.frame, "frame"), _known(atlas.frame_threshold, "frame")
+    down, across = (_lerp((np.arange(n) + 0.5) / n, len(frame)) for n in shape)
+    marked = next((m for m in (marks.boxes, marks.points) if m is not None), np.zeros(1))
+    return np.repeat((down @ frame @ across.T >= threshold)[None], len(marked), axis=0)
+
+
+def otsu(
+    image: UInt8[np.ndarray, "H W 3"], marks: Marks, *, atlas: Atlas
+) -> Bool[np.ndarray, "N H W"]:
+    """What is brighter than Otsu's threshold in each mark's box, or in the image without a mark.
+
+    The threshold is that of the pixels in the box alone, `skimage.filters.threshold_otsu`.
+    """
+    grey = to_grey(image)
+    height, width = grey.shape
+    if marks.boxes is None and marks.points is None:
+        boxes = np.array([[0, 0, width, height]], float)
+    else:
+        boxes = boxes_of(grey.shape, marks, atlas=atlas)
+    masks = np.zeros((len(boxes), height, width), bool)
+    for mask, edges in zip(masks, boxes, strict=True):
+        window = _window(grey.shape, edges)
+        if grey[window].size:
+            mask[window] = grey[window] > threshold_otsu(grey[window])
+    return masks
+
+
+def boxes_of(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Float[np.ndarray, "N 4"]:
+    """The box of each mark; where only points are marked, one of the mean extent around them.
+
+    Its centre is the mean of the points in the foreground, its extent that of the objects on that
+    side of the image, and what leaves the image is cut off. Without such a point it has no area.
+
+    Raises:
+      ValueError: Nothing is marked, or the atlas was fitted before it had an extent.
+    """
+    if marks.boxes is not None:
+        return marks.boxes
+    if marks.points is None:
+        raise ValueError("nothing is marked, and this guess is one of what is marked")
+    size = np.array(shape[::-1], float)
+    boxes = np.zeros((len(marks.points), 4))
+    for edges, points, labels in zip(boxes, marks.points, marks.labels, strict=True):
+        inside = points[labels == FOREGROUND]
+        if len(inside):
+            centre = inside.mean(0) + 0.5
+            side = _side(shape, np.tile(centre, 2))
+            half = _known(atlas.extent, "extent")[side] * size / 2
+            edges[:2], edges[2:] = np.maximum(centre - half, 0), np.minimum(centre + half, size)
+    return boxes
+
+
+def _one_by_one(
+    draw: Callable[..., Bool[np.ndarray, "H W"]],
+    shape: tuple[int, int],
+    boxes: Float[np.ndarray, "N 4"],
+) -> Bool[np.ndarray, "N H W"]:
+    masks = np.zeros((len(boxes), *shape), bool)
+    for index in range(len(boxes)):
+        masks[index] = draw(shape, boxes[index : index + 1])
+    return masks
+
+
+def _known(value: T | None, name: str) -> T:
+    if value is None:
+        raise ValueError(
+            f"the run's atlas is of an older version and has no {name}; train the run anew, or "
+            "leave this control out"
+        )
+    return value
+
+
+# The union of guesses in boxes.
 
 
 def filled_box(shape: tuple[int, int], boxes: Float[np.ndarray, "N 4"]) -> Bool[np.ndarray, "H W"]:
@@ -90,74 +230,104 @@ def mean_shape(
     return inside
 
 
-def fit_mean_shape(crops: Iterable[Crop], *, resolution: int = RESOLUTION) -> Atlas:
-    """The mean shape in its box of the objects of each half of the image.
+# Fitting.
 
-    Each object is cut to its box and averaged by area onto `resolution` squared cells. A half
-    without an example takes the mirror image of the other.
+
+def fit_atlas(images: Iterable[Outlined], *, resolution: int = RESOLUTION) -> Atlas:
+    """The mean shape in its box of the objects of each half of the image, and where they lie.
+
+    Each object is cut to its box and averaged by area onto `resolution` squared cells, and so is
+    the union of an image's objects, in the whole frame. A half without an example takes the mirror
+    image of the other.
 
     Args:
-      crops: Of each object its mask in the whole image and its box.
+      images: Those with an object; others are passed over.
 
     Raises:
       ValueError: There is no object, or a box without area.
     """
-    return _atlas(_sum(crops, resolution))
+    return _atlas(_sum(images, resolution))
 
 
 def leave_one_patient_out(
-    crops: Mapping[str, Iterable[Crop]], *, resolution: int = RESOLUTION
+    images: Mapping[str, Iterable[Outlined]], *, resolution: int = RESOLUTION
 ) -> dict[str, Atlas]:
     """For each patient the atlas fitted on all other patients, for data without a training part.
 
     Args:
-      crops: The objects of each patient; a patient may have none.
+      images: Those of each patient; a patient may have none.
 
     Raises:
       ValueError: Only one patient has objects, so that nothing is left to fit on.
     """
-    own = {patient: _sum(objects, resolution) for patient, objects in crops.items()}
-    shape = np.sum([sums.shape for sums in own.values()], axis=0)
-    count = np.sum([sums.count for sums in own.values()], axis=0)
+    own = {patient: _sum(theirs, resolution) for patient, theirs in images.items()}
+    total = _Sums(*(np.sum(parts, axis=0) for parts in zip(*own.values(), strict=True)))
     return {
-        patient: _atlas(_Sums(shape - sums.shape, count - sums.count))
+        patient: _atlas(_Sums(*(all_ - its for all_, its in zip(total, sums, strict=True))))
         for patient, sums in own.items()
     }
 
 
-def _sum(crops: Iterable[Crop], resolution: int) -> _Sums:
-    sums = _Sums(np.zeros((2, resolution, resolution)), np.zeros(2))
-    for mask, box in crops:
-        x0, y0, x1, y1 = (float(edge) for edge in box)
-        if not (x1 > x0 and y1 > y0):
-            raise ValueError(f"the box {[x0, y0, x1, y1]} has no area; leave this object out")
-        side = _side(mask.shape, box)
-        across = _shares(x0, x1, mask.shape[1], resolution)
-        down = _shares(y0, y1, mask.shape[0], resolution)
-        sums.shape[side] += down @ mask.astype(np.float32) @ across.T
-        sums.count[side] += 1
-    return sums
+def _sum(images: Iterable[Outlined], resolution: int) -> _Sums:
+    cells = (resolution, resolution)
+    shape, count, extent = np.zeros((2, *cells)), np.zeros(2), np.zeros((2, 2))
+    frame, with_objects = np.zeros(cells), 0
+    for size, crops in images:
+        found = np.zeros(size, bool)
+        for mask, edges in crops:
+            x0, y0, x1, y1 = (float(edge) for edge in edges)
+            if not (x1 > x0 and y1 > y0):
+                raise ValueError(f"the box {[x0, y0, x1, y1]} has no area; leave this object out")
+            side = _side(size, edges)
+            across = _shares(x0, x1, mask.shape[1], resolution)
+            down = _shares(y0, y1, mask.shape[0], resolution)
+            shape[side] += down @ mask.astype(np.float32) @ across.T
+            count[side] += 1
+            extent[side] += (x1 - x0) / size[1], (y1 - y0) / size[0]
+            found[: mask.shape[0], : mask.shape[1]] |= mask
+        if crops:
+            down, across = (_shares(0, length, length, resolution) for length in size)
+            frame += down @ found.astype(np.float32) @ across.T
+            with_objects += 1
+    return _Sums(shape, count, extent, frame, np.float64(with_objects))
 
 
 def _atlas(sums: _Sums) -> Atlas:
     if not sums.count.any():
         raise ValueError("a mean shape needs at least one object to fit on; use more patients")
     shape = sums.shape / np.maximum(sums.count, 1)[:, None, None]
+    extent = sums.extent / np.maximum(sums.count, 1)[:, None]
     for side in (LEFT, RIGHT):
         if not sums.count[side]:
-            shape[side] = shape[1 - side, :, ::-1]
+            shape[side], extent[side] = shape[1 - side, :, ::-1], extent[1 - side]
     shape = np.clip(shape, 0, 1).astype(np.float32)  # A subtraction may leave -1e-16.
-    agreement = [_agreement(shape, sums.count, threshold) for threshold in THRESHOLDS]
-    return Atlas(shape, THRESHOLDS[int(np.argmax(agreement))], int(sums.count.sum()))
+    frame = np.clip(sums.frame / sums.images, 0, 1).astype(np.float32)
+    return Atlas(
+        shape,
+        _best_threshold(shape, sums.count, THRESHOLDS),
+        int(sums.count.sum()),
+        frame,
+        _best_threshold(frame[None], np.ones(1), FRAME_THRESHOLDS),
+        extent.astype(np.float32),
+    )
+
+
+def _best_threshold(
+    means: Float32[np.ndarray, "K R R"],
+    count: Float64[np.ndarray, " K"],
+    thresholds: Sequence[float],
+) -> float:
+    agreement = [_agreement(means, count, threshold) for threshold in thresholds]
+    return thresholds[int(np.argmax(agreement))]
 
 
 def _agreement(
-    shape: Float32[np.ndarray, "2 R R"], count: Float64[np.ndarray, " 2"], threshold: float
+    means: Float32[np.ndarray, "K R R"], count: Float64[np.ndarray, " K"], threshold: float
 ) -> float:
-    """Mean over all objects of the Dice of the thresholded shape against the mean shape."""
-    said = shape >= threshold
-    both = (shape * said).sum((1, 2))
-    either = shape.sum((1, 2)) + said.sum((1, 2))
+    """The Dice of each thresholded mean against the mean itself, weighted by `count` and summed."""
+    said = means >= threshold
+    both = (means * said).sum((1, 2))
+    either = means.sum((1, 2)) + said.sum((1, 2))
     return float(count @ (2 * both / np.maximum(either, 1e-9)))
 
 
@@ -201,8 +371,11 @@ def _shares(start: float, stop: float, pixels: int, cells: int) -> Float32[np.nd
 
 CONTROLS: Mapping[str, Control] = MappingProxyType(
     {
-        "filled_box": Control(filled_box, False, "filled box"),
-        "inscribed_ellipse": Control(inscribed_ellipse, False, "inscribed ellipse"),
-        "mean_shape": Control(mean_shape, True, "mean shape"),
+        "box": Control(box, True, "filled box"),
+        "ellipse": Control(ellipse, True, "inscribed ellipse"),
+        "mean_shape": Control(shape_in_box, True, "mean shape"),
+        "atlas": Control(frame_atlas, False, "atlas of the frame"),
     }
 )
+
+SIMPLE: Mapping[str, Simple] = MappingProxyType({"otsu": Simple(otsu, "Otsu's threshold")})
