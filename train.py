@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pp_jax.config
-from data import cache, embedded, pipeline, records, sources, splits, targets
+from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune import loop, optimize, runs, trainable
@@ -55,8 +55,8 @@ def main() -> None:
         print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
         feed = make_feed(settings, parts)
         images = {part: [record.id for record in parts[part]] for part in parts}
-        crops = records.object_crops(parts["train"])
-        run = runs.open_run(settings, split=split, images=images, crops=crops)
+        marked = outlines.outlines(parts["train"])
+        run = runs.open_run(settings, split=split, images=images, outlines=marked)
         loop.fit(run, settings, feed, mesh=mesh)
         print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
 

@@ -123,6 +123,7 @@ FILTERS: Mapping[str, FilterReference] = MappingProxyType(
         "entropy": FilterReference(references_texture.entropy, atol=1e-4),
         "otsu": FilterReference(references_texture.otsu),
         "asymmetry": FilterReference(references_asymmetry.asymmetry),
+        "blank": FilterReference(lambda grey: np.full(grey.shape, 128.0)),
     }
 )
 

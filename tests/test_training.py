@@ -15,13 +15,14 @@ import pytest
 from PIL import Image
 
 import train as train_front
-from data.records import load, object_crops
+from data.outlines import outlines
+from data.records import load
 from data.rsna import read_rsna
 from data.splits import split_patients
 from data.synthetic import generate
 from pp_jax import checkpoints
 from pp_jax.config import TrainConfig, resolve
-from pp_jax.evaluate.controls import CONTROLS, fit_mean_shape, mean_shape
+from pp_jax.evaluate.controls import CONTROLS, fit_atlas, mean_shape
 from pp_jax.evaluate.methods import METHODS
 from pp_jax.evaluate.metrics import dice
 from pp_jax.prompts import Purpose
@@ -312,7 +313,7 @@ def test_the_mean_shape_is_that_of_the_training_part(evaluated, run, data):
     split = json.loads((run / "split.json").read_text())
     records = {record.id: record for record in read_rsna(data)}
     training = [r for r in records.values() if r.patient in split["train"]]
-    atlas = fit_mean_shape(object_crops(training))
+    atlas = fit_atlas(outlines(training))
     assert_mean_shape_scores(evaluated[0], records, lambda patient: atlas)
 
 
@@ -355,9 +356,7 @@ def test_converted_weights_are_scored_beside_the_shape_of_other_patients(
     assert_mean_shape_scores(
         out,
         records,
-        lambda patient: fit_mean_shape(
-            object_crops([r for r in records.values() if r.patient != patient])
-        ),
+        lambda patient: fit_atlas(outlines([r for r in records.values() if r.patient != patient])),
     )
 
 

@@ -4,7 +4,7 @@ RUN/config.json          every choice
 RUN/environment.json     versions and devices of its last start
 RUN/split.json           patients of train, validation and test
 RUN/images.json          ids of the images of each part
-RUN/atlas.npz            mean training shape, a control for eval.py
+RUN/atlas.npz            mean training shape and place, for the controls of eval.py
 RUN/base/                frozen leaves, written once
 RUN/steps/00000120/      trainable leaves, optimizer state, step
 RUN/metrics.jsonl        one row per step and per validation
@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 from pp_jax import checkpoints, config, prompts, sharding, tree
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import Look, TrainConfig
-from pp_jax.evaluate.controls import Atlas, Crop, fit_mean_shape
+from pp_jax.evaluate.controls import Atlas, Outlined, fit_atlas
 from pp_jax.finetune.step import State
 from pp_jax.finetune.trainable import POLICIES
 from pp_jax.preprocess.stage import initial_fusion
@@ -51,7 +51,9 @@ Split = Mapping[str, Sequence[str]]
 # The folder.
 
 
-def open_run(settings: TrainConfig, *, split: Split, images: Split, crops: Iterable[Crop]) -> Path:
+def open_run(
+    settings: TrainConfig, *, split: Split, images: Split, outlines: Iterable[Outlined]
+) -> Path:
     """The run's folder, ready to start or to resume.
 
     A run that has not made a step yet has nothing to lose: it starts anew with these settings.
@@ -60,7 +62,7 @@ def open_run(settings: TrainConfig, *, split: Split, images: Split, crops: Itera
       settings: Resolved.
       split: Names of the patients of each part.
       images: Ids of the images of each part.
-      crops: The training objects; looked at only where the mean shape is not there yet.
+      outlines: The training images' objects; looked at only where the atlas is not there yet.
 
     Raises:
       ValueError: It holds a run with other settings (they are named) and `--force` was not given,
@@ -89,7 +91,7 @@ def open_run(settings: TrainConfig, *, split: Split, images: Split, crops: Itera
         run.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(run / SPLIT, split)
         checkpoints.write_json(run / IMAGES, images)
-        _write_atlas(run, fit_mean_shape(crops))
+        _write_atlas(run, fit_atlas(outlines))
     # Last, since a folder without it is no run.
     checkpoints.write_json(run / ENVIRONMENT, _environment())
     checkpoints.write_json(run / CONFIG, dataclasses.asdict(settings))
@@ -168,7 +170,7 @@ def read_images(run: Path) -> dict[str, list[str]]:
 
 
 def read_atlas(run: Path) -> Atlas:
-    """The mean training shape.
+    """What the training objects look like on average.
 
     Raises:
       CheckpointError: Damaged.

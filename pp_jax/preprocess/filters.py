@@ -84,6 +84,16 @@ def none() -> Filter:
     return Filter(lambda image, size: image, border="reflect101", margin=0, low=0, high=255)
 
 
+def blank() -> Filter:
+    """Mid-grey, 128, whatever the image: its shape is all that a model learns of it.
+
+    What is trained on it is the blind twin of what is trained on the image.
+    """
+    return Filter(
+        lambda image, size: jnp.full_like(image, 128), border="replicate", margin=0, low=0, high=255
+    )
+
+
 FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType(
     {
         "none": none,
@@ -107,6 +117,7 @@ FILTERS: Mapping[str, Callable[..., Filter]] = MappingProxyType(
         "entropy": entropy,
         "otsu": otsu,
         "asymmetry": asymmetry,
+        "blank": blank,
     }
 )
 
