@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
+
+from pp_jax.predict.asking import Marks as Marks
 
 Row = Mapping[str, Any]  # One line of a table: text, numbers, or None where nothing is known.
 
@@ -32,17 +34,6 @@ class Subject(NamedTuple):
     objects: Bool[np.ndarray, "N H W"]
     boxes: Float[np.ndarray, "N 4"]
     findings: Bool[np.ndarray, "H W"]
-
-
-class Marks(NamedTuple):
-    """What is marked on one image: a prompt for each of `N` objects, original frame.
-
-    Without boxes and points, `N` is 1: the model is asked for the one object that it finds.
-    """
-
-    boxes: Float[np.ndarray, "N 4"] | None = None
-    points: Float[np.ndarray, "N P 2"] | None = None
-    labels: Int[np.ndarray, "N P"] | None = None  # 1, 0; -2 where there is no such point.
 
 
 class Answer(NamedTuple):
