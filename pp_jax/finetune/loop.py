@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.evaluate import report
+from pp_jax.evaluate import plots
 from pp_jax.finetune import runs
 from pp_jax.finetune.embeddings import Embedder, make_embedder
 from pp_jax.finetune.losses import Terms
@@ -58,7 +58,7 @@ class _Log:
 
     def draw(self, path: Path) -> None:
         if self._active:
-            report.learning_curve(path, self.rows)
+            plots.learning_curve(path, self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)

@@ -27,7 +27,7 @@ from data.images import read_any
 from data.tables import read_rows
 from pp_jax import checkpoints, cli
 from pp_jax.config import RECIPES, Look, override
-from pp_jax.evaluate.report import write_rows
+from pp_jax.evaluate.files import write_rows
 from pp_jax.preprocess import gallery, geometry
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.filters import FILTERS, parse
