@@ -1,25 +1,17 @@
-"""Every choice of a run, as frozen dataclasses of plain values. The lowest floor: imports nothing.
+"""Every choice of a run, as frozen dataclasses of plain values.
 
 A run is reproduced from its saved config and seed. The front shows these docstrings in `--help`.
 """
 
 import dataclasses
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Look:
-    """What SAM is shown of an image."""
-
-    filter: str = "none"
-    """A spec of `pp_jax.preprocess.filters`."""
-    fusion: str = "replace"
-    blend: float = 0.5
-    roi: str = "none"
-    preprocess: str = "sam"
+from pp_jax.look import RECIPES, SAFE, Look, check_blend, name_of, override
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,9 @@ class TrainConfig:
     """How the filter's response and the image become SAM's three channels."""
     blend: float = 0.5
     """Weight of the response with the fusions `blend` and `add-edges`, in [0, 1]."""
+    blind: bool = False
+    """Train the blind twin of what the other flags say: mid-grey is shown in place of any image, so
+    that it can learn the prompts and nothing else."""
     roi: str = "none"
     """What is cut out of the image before it is scaled: `content` is the largest region that is not
     black."""
@@ -110,6 +105,14 @@ class TrainConfig:
     """Share of patients to validate on."""
     test: float = 0.2
     """Share of patients kept for eval.py."""
+    folds: int | None = None
+    """Cross-validation: so many runs in OUT/fold0, OUT/fold1, ..., each of which keeps another part
+    of the patients for eval.py; the same command goes on with those that are not done."""
+    fold: int | None = None
+    """Train this one of the folds only."""
+    train_on: str = ""
+    """Train and validate on the images with one of these values, and keep all others for eval.py,
+    such as `finding=COVID-19,SARS`."""
     save_every: int | None = None
     """Steps between checkpoints and validations; default: an epoch, at least 50."""
     keep: int = 2
@@ -201,17 +204,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     }
 )
 
-# Filters, fusions and weights that go together: `--recipe`.
-RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {
-        "edges": MappingProxyType({"filter": "canny", "fusion": "blend", "blend": 0.3}),
-        "edge-channels": MappingProxyType({"filter": "canny,log", "fusion": "channels"}),
-        "contrast": MappingProxyType({"filter": "clahe", "fusion": "replace"}),
-        "detail": MappingProxyType({"filter": "median:3>musica", "fusion": "replace"}),
-        "regions": MappingProxyType({"filter": "median:5", "fusion": "regions"}),
-    }
-)
-
 # Flags that change where or how a run is computed, not what it computes.
 _NOT_THE_RUN = frozenset({"out", "device", "force", "workers", "keep", "cache_dir"})
 
@@ -223,6 +215,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
       ValueError: Values outside their range, or `--steps` beside `--epochs`; names the value.
     """
     config = _with_recipe(config)
+    if config.blind:
+        config = _blinded(config)
     preset = dict(PRESETS[config.variant])
     if config.steps is not None:
         if config.epochs is not None:
@@ -258,12 +252,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
         if value is not None and value < 0:
             raise ValueError(f"--{name} {value}: must be 0 or more")
     weights_of(config)
+    _check_parts(config)
     if config.balance and config.prompt != "none":
         raise ValueError(
             f"--balance with --prompt {config.prompt}: an image without a finding has nothing to "
             "prompt for and is left out; add --prompt none, or leave --balance out"
         )
-    _check_blend(config.blend)
+    check_blend(config.blend)
     _check_seed(config.seed)
     return config
 
@@ -295,7 +290,8 @@ def _folders(data: str) -> str:
 
 
 def _run_name(config: TrainConfig) -> str:
-    parts = [config.variant, config.data, config.prompt, *_look_name(look_of(config))]
+    """The name that tells a run by its kind; lengths and rates are left to `differences`."""
+    parts = [config.variant, config.data, config.prompt, *name_of(look_of(config))]
     if config.augment != "none":
         parts.append(config.augment)
     parts += _target_name(config.target)
@@ -303,7 +299,90 @@ def _run_name(config: TrainConfig) -> str:
         parts.append(f"mix_{config.mix}")
     if config.balance:
         parts.append("balanced")
-    return "-".join(part.translate(_SAFE) for part in parts)
+    fused = "+fusion" if config.fusion == "learned" else ""
+    if config.trainable not in ("", PRESETS[config.variant]["trainable"] + fused):
+        parts.append(config.trainable)
+    if config.embeddings:
+        parts.append(f"embedded_{config.embeddings}")
+    if config.train_on:
+        parts.append(re.sub(r"[^\w.,-]", "_", f"train_on_{config.train_on}"))
+    if config.folds:
+        parts.append(f"folds{config.folds}")
+    if config.seed:
+        parts.append(f"seed{config.seed}")
+    return "-".join(part.translate(SAFE) for part in parts)
+
+
+def fold_of(config: TrainConfig, fold: int) -> TrainConfig:
+    """The run of one fold of a resolved config."""
+    return dataclasses.replace(config, fold=fold, out=f"{config.out}/fold{fold}")
+
+
+def blind_twin(config: TrainConfig) -> TrainConfig:
+    """The same training of a model that is shown mid-grey in place of any image.
+
+    It is a run of its own, in the default folder for one if `config` has the default folder, or
+    else in a folder beside it whose name ends in `-blind`.
+
+    Args:
+      config: Resolved, or a run's; of a fold, the twin is that fold of the twin.
+    """
+    twin = _blinded(config)
+    below = f"/fold{config.fold}" if config.fold is not None else ""
+    out = config.out.removesuffix(below)
+    named = out == f"runs/{_run_name(config)}"
+    out = f"runs/{_run_name(twin)}" if named else f"{out}-blind"
+    return dataclasses.replace(twin, out=out + below)
+
+
+def twin_command(config: TrainConfig) -> str:
+    """What to type for the blind twin of a run: the flags that differ from the defaults.
+
+    Raises:
+      ValueError: As `resolve`.
+    """
+    twin, plain = blind_twin(config), TrainConfig(variant=config.variant)
+    if twin.fold is not None:
+        twin = dataclasses.replace(twin, out=twin.out.removesuffix(f"/fold{twin.fold}"))
+    # What follows from the other flags need not be said.
+    for name in ("out", "data_dir", "checkpoint", "trainable", "batch", "lr", "epochs"):
+        bare = dataclasses.replace(twin, **{name: getattr(plain, name)})
+        if getattr(resolve(bare), name) == getattr(twin, name):
+            twin = bare
+    words = ["python", "train.py"]
+    for field in dataclasses.fields(twin):
+        value = getattr(twin, field.name)
+        if value is True:
+            words.append(f"--{field.name.replace('_', '-')}")
+        elif value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _blinded(config: TrainConfig) -> TrainConfig:
+    """A learned fusion has nothing to learn from a single grey."""
+    return dataclasses.replace(
+        config,
+        blind=False,
+        recipe="",
+        filter="blank",
+        fusion="replace",
+        blend=TrainConfig.blend,
+        trainable=config.trainable.removesuffix("+fusion"),
+    )
+
+
+def _check_parts(config: TrainConfig) -> None:
+    """Nothing, when at most one flag says who is tested."""
+    if config.folds is not None and config.folds < 2:
+        raise ValueError(f"--folds {config.folds}: must be at least 2")
+    if config.fold is not None and not 0 <= config.fold < (config.folds or 0):
+        raise ValueError(f"--fold {config.fold}: give --folds, and a number from 0 below that")
+    test = config.test if config.test != TrainConfig.test else None
+    told = {"--folds": config.folds, "--train-on": config.train_on, "--test": test}
+    told = [f"{flag} {value}" for flag, value in told.items() if value]
+    if len(told) > 1:
+        raise ValueError(f"{' and '.join(told)}: each says who is tested; give one of them")
 
 
 def _with_recipe(config: TrainConfig) -> TrainConfig:
@@ -329,55 +408,8 @@ def look_of(config: TrainConfig) -> Look:
     return Look(config.filter, config.fusion, config.blend, config.roi, config.preprocess or "sam")
 
 
-def override(
-    look: Look,
-    *,
-    recipe: str = "",
-    filter: str = "",
-    fusion: str = "",
-    blend: float | None = None,
-    roi: str = "",
-) -> Look:
-    """The look with what the user chose in its place; an empty choice keeps what is there.
-
-    Raises:
-      ValueError: A recipe beside what it chooses, or a weight outside [0, 1].
-    """
-    told: dict[str, Any] = {"filter": filter, "fusion": fusion, "blend": blend, "roi": roi}
-    told = {name: value for name, value in told.items() if value not in ("", None)}
-    if recipe:
-        if twice := [name for name in told if name != "roi"]:
-            raise ValueError(
-                f"--recipe {recipe} chooses the {', '.join(twice)} itself: leave out "
-                f"{' and '.join('--' + name for name in twice)}"
-            )
-        told |= RECIPES[recipe]
-    look = dataclasses.replace(look, **told)
-    _check_blend(look.blend)
-    return look
-
-
-def _look_name(look: Look) -> list[str]:
-    """The look in parts of a folder's name, in characters that file systems and shells take."""
-    parts = [look.filter]
-    if look.fusion != "replace":
-        parts += [look.fusion, *([f"{look.blend:g}"] if look.fusion in _WEIGHTED else [])]
-    if look.roi != "none":
-        parts.append(look.roi)
-    return [part.translate(_SAFE) for part in parts]
-
-
 def _target_name(target: str) -> list[str]:
     return [] if target == "mask" else [f"on_{target}"]
-
-
-_SAFE = str.maketrans({">": "+", ":": "_", "=": "", " ": ""})
-_WEIGHTED = ("blend", "add-edges")
-
-
-def _check_blend(blend: float) -> None:
-    if not 0 <= blend <= 1:
-        raise ValueError(f"--blend {blend}: must lie in [0, 1]")
 
 
 def _check_seed(seed: int) -> None:
@@ -418,10 +450,10 @@ def resolve_eval(
     if settings.pictures < 0:
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
     _check_seed(settings.seed)
-    other_look = () if shown == look else _look_name(shown)
-    where = data.translate(_SAFE)
+    other_look = () if shown == look else name_of(shown)
+    where = data.translate(SAFE)
     report = "-".join(
-        ("eval", where, prompt.translate(_SAFE), *other_look)
+        ("eval", where, prompt.translate(SAFE), *other_look)
         + (*_target_name(settings.target), settings.part)
     )
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
