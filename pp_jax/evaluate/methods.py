@@ -1,149 +1,176 @@
-"""What is compared: the model and the guesses that see no pixel, on the same images and marks."""
+"""What is compared: models, and guesses that see no pixel, on the same images and marks."""
 
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from time import perf_counter
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 
-from pp_jax.evaluate.controls import CONTROLS, Atlas
-from pp_jax.evaluate.metrics import METRICS, emptiness
-from pp_jax.predict.predictor import Marked, Masks
-from pp_jax.types import FOREGROUND
+from pp_jax.evaluate.controls import CONTROLS, SIMPLE, Atlas
+from pp_jax.evaluate.detection import Scored, found_boxes
+from pp_jax.evaluate.protocols import Drawn, Protocol, parse_protocol
+from pp_jax.evaluate.subjects import MODEL, Marks, Subject
+from pp_jax.predict.refine import parse_refinements
+
+_LOOK = ("filter", "fusion", "blend", "roi")  # Fields of `Look` that a method may choose.
 
 
-class Subject(NamedTuple):
-    """One image to score, original frame."""
+class Source(NamedTuple):
+    """One image that can be read when it is needed: the pixels of all would fill the memory."""
 
+    dataset: str
     id: str
     patient: str
-    target: str  # "mask"; "box", "... from box": the true outline is unknown.
-    image: UInt8[np.ndarray, "H W 3"]
-    objects: Bool[np.ndarray, "N H W"]
-    boxes: Float[np.ndarray, "N 4"]
-    findings: Bool[np.ndarray, "H W"]
+    read: Callable[[], Subject]
 
 
-class Tools(NamedTuple):
-    """What the methods need beside the subject."""
+class Outcome(NamedTuple):
+    """One method's answer to one image under one protocol."""
 
-    segment: Callable[[UInt8[np.ndarray, "H W 3"], Marked], Masks]
-    atlas: Callable[[str], Atlas]  # Of a patient; fitted on others.
-
-
-class Prediction(NamedTuple):
-    """One method's answer for a whole image."""
-
-    mask: Bool[np.ndarray, "H W"]
-    predicted_iou: float | None
-
-
-_NOTHING = Marked(np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32))
-
-
-class Protocol(NamedTuple):
-    """A row of `PROTOCOLS`: what the model is told of each object."""
-
-    mark: Callable[[Subject, Float[np.ndarray, " N"]], Marked]  # Given a uniform per object.
-    needs_objects: bool  # Without one there is nothing to mark, and the image is not scored.
-    label: str
+    protocol: str  # Its spec, with the number of clicks that were given.
+    choice: str  # Who chose among the masks of a prompt.
+    prompted: bool  # One mask for each object; else as many masks as were found.
+    masks: Bool[np.ndarray, "N H W"]
+    predicted_iou: Float[np.ndarray, " N"] | None
+    logits: Float[np.ndarray, "N H W"] | None
+    confidences: Mapping[str, Sequence[float | None]]  # By name, one per mask.
+    score: float | None  # That there is a finding; None where the prompt says so.
+    found: Scored | None  # Boxes; None where the prompt says where they are.
+    seconds: float
+    clicks: Mapping[str, Any] | None = None  # Of rounds of correction: every click, plain.
 
 
-def draw_marks(prompt: str, subject: Subject, *, seed: int) -> Marked:
-    """The marks of one protocol: drawn once per seed and image, whatever else is evaluated."""
-    rng = np.random.default_rng([seed, zlib.crc32(subject.id.encode())])
-    return PROTOCOLS[prompt].mark(subject, rng.random(len(subject.objects)))
-
-
-def _exact_box(subject: Subject, uniforms: Float[np.ndarray, " N"]) -> Marked:
-    del uniforms
-    return _NOTHING._replace(boxes=subject.boxes)
-
-
-def _one_click(subject: Subject, uniforms: Float[np.ndarray, " N"]) -> Marked:
-    """The pixel number `floor(uniform * count)` of each object, in raster order."""
-    points = []
-    for pixels, uniform in zip(subject.objects, uniforms, strict=True):
-        inside = np.flatnonzero(pixels)
-        y, x = divmod(inside[int(uniform * len(inside))], pixels.shape[1])
-        points.append((x, y))
-    return _NOTHING._replace(points=np.array(points, np.float32).reshape(-1, 2))
-
-
-def _nothing(subject: Subject, uniforms: Float[np.ndarray, " N"]) -> Marked:
-    del subject, uniforms
-    return _NOTHING
-
-
-def compare(subject: Subject, marked: Marked, tools: Tools, *, prompt: str) -> list[dict[str, Any]]:
-    """A row of figures for every method, on one image whose marks were drawn before."""
-    rows = []
-    for method in METHODS.values():
-        prediction = method.predict(subject, marked, tools)
-        figures = {
-            name: metric.function(prediction.mask, subject.findings)
-            for name, metric in METRICS.items()
-        }
-        rows.append(
-            {
-                "id": subject.id,
-                "patient": subject.patient,
-                "method": method.label,
-                "protocol": PROTOCOLS[method.protocol or prompt].label,
-                "target": subject.target,
-                "objects": len(subject.objects),
-                **figures,
-                "predicted_iou": prediction.predicted_iou,
-                "empty": emptiness(prediction.mask, subject.findings),
-            }
-        )
-    return rows
-
-
-def marks_to_plain(marked: Marked) -> dict[str, Any]:
-    """The marks as lists, for a file."""
-    points = [{"x": float(x), "y": float(y), "label": FOREGROUND} for x, y in marked.points]
-    return {"boxes": marked.boxes.tolist(), "points": points}
+Run = Callable[[Subject, Mapping[str, Drawn]], Iterator[Outcome]]
 
 
 class Method(NamedTuple):
+    """One line of the tables, or a part of it: one run of several seeds, one fold of several."""
+
+    label: str
+    seed: str  # Which of several runs; of a control, nothing.
+    serves: Callable[[str], bool]  # Of a patient: a fold answers for its own test patients.
+    open: Callable[[Sequence[Source]], Run]  # Given the images that it will be asked for.
+
+
+class Told(NamedTuple):
+    """A model as the user names it."""
+
+    name: str
+    folders: tuple[str, ...]
+    look: Mapping[str, str]  # Fields of `Look`.
+    refine: tuple[str, ...]
+
+
+class Line(NamedTuple):
     """A row of `METHODS`."""
 
-    predict: Callable[[Subject, Marked, Tools], Prediction]
     label: str
-    protocol: str  # What it is told, of `PROTOCOLS`; empty: the marks of the evaluation.
+    help: str
 
 
-def _sam(subject: Subject, marked: Marked, tools: Tools) -> Prediction:
-    """The union of the masks of all marks, and the mean of their predicted IoU."""
-    masks, iou = tools.segment(subject.image, marked)
-    return Prediction(masks.any(0), float(iou.mean()))
+def parse_methods(texts: Sequence[str]) -> tuple[list[Told], list[str]]:
+    """The models that are named, and the rows of `METHODS`; all rows if none is named.
+
+    A model is `FOLDER`, `NAME=FOLDER` or `NAME=FOLDER+FOLDER`, and after spaces `filter=`,
+    `fusion=`, `blend=`, `roi=` or `refine=`.
+
+    Raises:
+      ValueError: Two models of one name, or something that is no option of a model.
+    """
+    rows = [text for text in texts if text in METHODS]
+    models = [_parse_model(text) for text in texts if text not in METHODS]
+    names = [model.name for model in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"--methods: {twice[0]!r} names {names.count(twice[0])} models; call each by a name of "
+            f"its own, such as 'first={models[names.index(twice[0])].folders[0]}'"
+        )
+    return models, rows or list(METHODS)
 
 
-def _control(name: str) -> Method:
-    control = CONTROLS[name]
+def _parse_model(text: str) -> Told:
+    words = text.split()
+    if not words:
+        raise ValueError("--methods '': names nothing; give a folder")
+    name, _, folders = words[0].rpartition("=")
+    look: dict[str, str] = {}
+    refine: list[str] = []
+    for word in words[1:]:
+        key, _, value = word.partition("=")
+        if key == "refine" and value:
+            refine.append(value)
+        elif key in _LOOK and value:
+            look[key] = value
+        else:
+            raise ValueError(
+                f"--methods {text!r}: {word!r} is none of "
+                f"{', '.join(f'{key}=VALUE' for key in (*_LOOK, 'refine'))}"
+            )
+    parse_refinements(refine)
+    paths = tuple(part.rstrip("/") for part in folders.split("+"))
+    default = " ".join([paths[0].rsplit("/", 1)[-1], *words[1:]])
+    return Told(name or default, paths, look, tuple(refine))
 
-    def predict(subject: Subject, marked: Marked, tools: Tools) -> Prediction:
-        del marked  # A control is always told the exact boxes, so that it is hard to beat.
-        more = {"atlas": tools.atlas(subject.patient)} if control.needs_atlas else {}
-        return Prediction(control.function(subject.findings.shape, subject.boxes, **more), None)
 
-    return Method(predict, control.label, "box")
+def guess(row: str, atlas_of: Callable[[str], Atlas]) -> Method:
+    """A row of `CONTROLS` or of `SIMPLE`, told what the models are told.
+
+    Under a protocol that marks nothing, those that need marks are left out; and under one that
+    corrects answers all are, since none of them looks at a correction.
+
+    Args:
+      row: Its name.
+      atlas_of: Of a patient, what was fitted on others.
+    """
+
+    def run(subject: Subject, drawn: Mapping[str, Drawn]) -> Iterator[Outcome]:
+        atlas = atlas_of(subject.patient)
+        for spec, one in drawn.items():
+            protocol = parse_protocol(spec)[1]
+            unmarked = one.marks.boxes is None and one.marks.points is None
+            if protocol.rounds or (unmarked and row in CONTROLS and CONTROLS[row].needs_marks):
+                continue
+            start = perf_counter()
+            masks = _guess(row, subject, one.marks, atlas)
+            yield _guessed(spec, protocol, masks, seconds=perf_counter() - start)
+
+    return Method(METHODS[row].label, "", lambda patient: True, lambda sources: run)
 
 
-PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
+def _guess(row: str, subject: Subject, marks: Marks, atlas: Atlas) -> Bool[np.ndarray, "N H W"]:
+    if row in SIMPLE:
+        return SIMPLE[row].function(subject.image, marks, atlas=atlas)
+    return CONTROLS[row].function(subject.findings.shape, marks, atlas=atlas)
+
+
+def _guessed(
+    spec: str, protocol: Protocol, masks: Bool[np.ndarray, "N H W"], *, seconds: float
+) -> Outcome:
+    told = protocol.truth_in_prompt
+    return Outcome(
+        protocol=spec,
+        choice=MODEL,
+        prompted=protocol.needs_objects,
+        masks=masks,
+        predicted_iou=None,
+        logits=None,
+        confidences={},
+        score=None,
+        found=None if told else found_boxes(masks.any(0)),
+        seconds=seconds,
+    )
+
+
+METHODS: Mapping[str, Line] = MappingProxyType(
     {
-        "box": Protocol(_exact_box, True, "exact box"),
-        "point": Protocol(_one_click, True, "one click"),
-        "none": Protocol(_nothing, False, "nothing"),
-    }
-)
-
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        "sam": Method(_sam, "SAM (this checkpoint)", ""),
-        **{name: _control(name) for name in CONTROLS},
+        "box": Line("filled box", "the box of each mark"),
+        "ellipse": Line("inscribed ellipse", "the ellipse in it"),
+        "mean_shape": Line("mean shape", "the mean shape of training objects, pasted into it"),
+        "atlas": Line("atlas", "where training findings lie, whatever is marked"),
+        "otsu": Line("Otsu", "what is brighter than Otsu's threshold in the box"),
+        "swap": Line("another patient's image", "each model, shown another patient's image"),
+        "blind": Line("blind twin", "each run's twin that was trained on blank images"),
     }
 )

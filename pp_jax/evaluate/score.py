@@ -1,108 +1,254 @@
-"""A whole evaluation: every image scored by every method, then tables and pictures in a folder."""
+"""Every image scored by every method: rows of figures, one per object and one per image."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 from tqdm import tqdm
 
-from pp_jax import checkpoints
-from pp_jax.evaluate import methods, report
-from pp_jax.evaluate.methods import METHODS, PROTOCOLS, Subject, Tools
-from pp_jax.evaluate.statistics import Summary, summarise, worst_median_best
+from pp_jax.evaluate import ambiguity, calibration, errors, journal, matching, spacing
+from pp_jax.evaluate.metrics import emptiness, measure
+from pp_jax.evaluate.detection import Scored
+from pp_jax.evaluate.methods import Method, Outcome, Source
+from pp_jax.evaluate.protocols import Drawn, Protocol, draw_marks, to_plain
+from pp_jax.evaluate.subjects import CONFIDENCES, MODEL, Row, Subject
+from pp_jax.preprocess.colour import to_grey
 
-Reader = Callable[[], Subject]  # Reads one image: the pixels of all would fill the memory.
+
+class Scores(NamedTuple):
+    """All that an evaluation found."""
+
+    objects: list[Row]
+    images: list[Row]
+    detections: list[dict[str, Any]]  # Of protocols that tell no truth.
+    reliability: dict[tuple[str, str, str], calibration.Reliability]  # Method, seed, protocol.
+    prompts: dict[str, dict[str, Any]]  # Protocol, image.
+    clicks: dict[str, dict[str, Any]]  # Method and image: where it was corrected.
+    seconds: dict[tuple[str, str], list[float]]  # Method, protocol: of each image.
 
 
 def score(
-    out: Path,
-    readers: Sequence[Reader],
-    tools: Tools,
+    book: journal.Journal,
+    methods: Sequence[Method],
+    sources: Sequence[Source],
     *,
-    prompt: str,
+    protocols: Mapping[str, Protocol],
     seed: int,
-    pictures: int,
-    title: str,
-    settings: Mapping[str, Any],
-) -> str:
-    """The tables, after they, the figures of each image, its marks and overlays stand in `out`.
-
-    An image without an object is left out where the protocol has to mark one.
+    stored: Mapping[str, Mapping[str, Drawn]],
+) -> Scores:
+    """The figures of all methods on all images, of which those in the journal are not made again.
 
     Args:
-      out: An empty folder.
-      readers: One per image.
-      tools: What the methods need.
-      prompt: A row of `PROTOCOLS`.
-      seed: Of the clicks and of the intervals.
-      pictures: How many overlays to draw, about.
-      title: First line of the tables.
-      settings: What a reader needs to repeat it.
-
-    Raises:
-      ValueError: No image is left.
+      book: Of this evaluation; a line is added for each method and image.
+      methods: What is compared. One is opened after the other, so that one model fills the memory.
+      sources: The images.
+      protocols: By their specs.
+      seed: Of the prompts.
+      stored: Prompts by protocol and image, to be used in place of drawn ones.
     """
-    rows, marks, scored = [], {}, []
-    for reader in tqdm(readers, unit="image"):
-        subject = reader()
-        if PROTOCOLS[prompt].needs_objects and not len(subject.objects):
-            warnings.warn(f"{subject.id}: no object to prompt for, left out", stacklevel=2)
-            continue
-        marked = methods.draw_marks(prompt, subject, seed=seed)
-        rows += methods.compare(subject, marked, tools, prompt=prompt)
-        marks[subject.id] = methods.marks_to_plain(marked)
-        scored.append(reader)
-    report.write_rows(out / "per_image.csv", rows)
-    checkpoints.write_json(out / "prompts.json", {"seed": seed, "prompts": marks})
-    sections = {
-        heading: summarise(part, seed=seed) for heading, part in _sections(rows).items() if part
-    }
-    report.write_summary(out, sections, title=title, settings=settings)
-    if pictures:
-        scores = [row["dice"] for row in rows if row["method"] == METHODS["sam"].label]
-        parts = worst_median_best(np.array(scores), each=max(1, pictures // 3))
-        chosen = {label: [scored[i] for i in indices] for label, indices in parts.items()}
-        _draw(out, chosen, tools, prompt=prompt, seed=seed, title=f"{title}, prompt: {prompt}")
-    return "\n".join(_section(heading, lines) for heading, lines in sections.items())
-
-
-def _sections(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    found = [row for row in rows if row["objects"]]
-    everything = {} if len(found) == len(rows) else {"All images": list(rows)}
-    return everything | {"Images with a finding": found}
-
-
-def _section(heading: str, lines: Sequence[Summary]) -> str:
-    return f"## {heading}\n\n{report.table(lines)}"
+    total = sum(method.serves(source.patient) for method in methods for source in sources)
+    with tqdm(total=total, unit="image") as bar:
+        for method in methods:
+            bar.set_description(method.label[:32])
+            own = [source for source in sources if method.serves(source.patient)]
+            keys = [(method.label, method.seed, source.dataset, source.id) for source in own]
+            bar.update(sum(key in book.done for key in keys))
+            left = [(k, s) for k, s in zip(keys, own, strict=True) if k not in book.done]
+            run = method.open([source for _, source in left]) if left else None
+            for key, source in left:
+                subject = source.read()
+                drawn = _draw(subject, protocols, seed=seed, stored=stored)
+                outcomes = run(subject, drawn)
+                journal.write_line(book, key, _line(method, subject, drawn, outcomes))
+                bar.update()
+    return _collect(book, methods, sources)
 
 
 def _draw(
-    out: Path,
-    parts: Mapping[str, Sequence[Reader]],
-    tools: Tools,
+    subject: Subject,
+    protocols: Mapping[str, Protocol],
     *,
-    prompt: str,
     seed: int,
-    title: str,
-) -> None:
-    """Overlays of the images that the model did worst, middling and best on."""
-    (out / "overlays").mkdir()
-    cases = {
-        label: [_case(reader(), tools, prompt=prompt, seed=seed) for reader in readers]
-        for label, readers in parts.items()
+    stored: Mapping[str, Mapping[str, Drawn]],
+) -> dict[str, Drawn]:
+    """The prompts of one image, by protocol; none where there is nothing to mark."""
+    drawn = {}
+    for spec, protocol in protocols.items():
+        if protocol.needs_objects and not len(subject.objects):
+            warnings.warn(f"{subject.id}: no object to mark, left out of {spec}", stacklevel=2)
+            continue
+        held = stored.get(spec, {}).get(subject.id)
+        drawn[spec] = draw_marks(spec, subject, seed=seed) if held is None else held
+    return drawn
+
+
+def _line(
+    method: Method,
+    subject: Subject,
+    drawn: Mapping[str, Drawn],
+    outcomes: Iterator[Outcome],
+) -> dict[str, Any]:
+    """What one method's answers to one image are worth, ready for the journal."""
+    line: dict[str, Any] = {
+        "prompts": {spec: to_plain(one) for spec, one in drawn.items()},
+        "objects": [],
+        "images": [],
+        "detections": [],
+        "reliability": {},
+        "clicks": {},
+        "seconds": {},
     }
-    for label, row in cases.items():
-        for rank, case in enumerate(row):
-            report.overlay(out / "overlays" / f"{label}_{rank}_{case.title}.png", case)
-    report.overlay_sheet(out / "overlays.png", cases, title=title)
+    contrasts = _contrasts(subject)
+    for outcome in outcomes:
+        key = {
+            "method": method.label,
+            "seed": method.seed,
+            "protocol": outcome.protocol,
+            "choice": outcome.choice,
+        }
+        line["objects"] += _object_rows(key, subject, outcome, contrasts)
+        line["images"].append(_image_row(key, subject, outcome, contrasts))
+        if outcome.choice != MODEL:
+            continue
+        line["seconds"][outcome.protocol] = outcome.seconds
+        if outcome.found is not None:
+            line["detections"].append(key | _detections(subject, outcome.found))
+        if outcome.logits is not None and subject.findings.any():
+            seen = calibration.reliability(outcome.logits.max(0), subject.findings)
+            line["reliability"][outcome.protocol] = _plain(seen)
+        if outcome.clicks is not None:
+            line["clicks"] = outcome.clicks
+    return line
 
 
-def _case(subject: Subject, tools: Tools, *, prompt: str, seed: int) -> report.Case:
-    """What is drawn of an image: predicted again, since masks of all would fill the memory."""
-    marked = methods.draw_marks(prompt, subject, seed=seed)
-    mask = METHODS["sam"].predict(subject, marked, tools).mask
-    return report.Case(
-        subject.id, subject.image, subject.findings, mask, marked.boxes, marked.points
-    )
+def _facts(subject: Subject) -> dict[str, Any]:
+    names = ("dataset", "id", "patient", "target", "label", "view", "sex", "age")
+    return {name: getattr(subject, name) for name in names}
+
+
+def _contrasts(subject: Subject) -> list[float | None]:
+    """Of each object."""
+    grey = to_grey(subject.image)
+    return [
+        ambiguity.contrast_to_noise(grey, pixels, others=subject.findings & ~pixels)
+        for pixels in subject.objects
+    ]
+
+
+def _object_rows(
+    key: Mapping[str, str],
+    subject: Subject,
+    outcome: Outcome,
+    contrasts: Sequence[float | None],
+) -> list[Row]:
+    masks = outcome.masks
+    if not outcome.prompted:
+        masks = matching.assign_components(outcome.masks.any(0), subject.objects)
+    rows = []
+    for index, (mask, target) in enumerate(zip(masks, subject.objects, strict=True)):
+        sure = {
+            name: outcome.confidences[name][index] if name in outcome.confidences else None
+            for name in CONFIDENCES
+        }
+        if not outcome.prompted:
+            sure = dict.fromkeys(CONFIDENCES)
+        rows.append(
+            {
+                **key,
+                **_facts(subject),
+                "object": index,
+                "area": 100 * float(target.mean()),
+                "contrast": contrasts[index],
+                **sure,
+                "empty": emptiness(mask, target),
+                "error": errors.classify(mask, target),
+                **_figures(mask, target, subject),
+            }
+        )
+    return rows
+
+
+def _image_row(
+    key: Mapping[str, str],
+    subject: Subject,
+    outcome: Outcome,
+    contrasts: Sequence[float | None],
+) -> Row:
+    union = outcome.masks.any(0)
+    known = [value for value in contrasts if value is not None]
+    matched = matching.match(union, subject.objects)
+    return {
+        **key,
+        **_facts(subject),
+        "objects": len(subject.objects),
+        "area": 100 * float(subject.findings.mean()),
+        "contrast": float(np.mean(known)) if known else None,
+        **{name: _mean(outcome.confidences.get(name, ())) for name in CONFIDENCES},
+        "score": outcome.score,
+        "tp": matched.tp,
+        "fp": matched.fp,
+        "fn": matched.fn,
+        "matched_iou": matched.iou,
+        "empty": emptiness(union, subject.findings),
+        "error": errors.classify(union, subject.findings),
+        **_figures(union, subject.findings, subject),
+    }
+
+
+def _figures(
+    mask: Bool[np.ndarray, "H W"], target: Bool[np.ndarray, "H W"], subject: Subject
+) -> dict[str, float | None]:
+    """All metrics, and the distance in millimetres where the spacing can be believed."""
+    figures = measure(mask, target)
+    told = spacing.plausible_spacing(subject.spacing, target.shape)
+    figures["hd95_mm"] = None if told is None else spacing.hd95_mm(mask, target, told)
+    return figures
+
+
+def _detections(subject: Subject, found: Scored) -> dict[str, Any]:
+    """The predicted boxes and the true ones, for scores of detection."""
+    return {
+        "dataset": subject.dataset,
+        "id": subject.id,
+        "patient": subject.patient,
+        "label": subject.label,
+        "boxes": np.asarray(found.boxes, float).tolist(),
+        "confidences": np.asarray(found.confidences, float).tolist(),
+        "truth": np.asarray(subject.boxes, float).tolist(),
+    }
+
+
+def _plain(seen: calibration.Reliability) -> dict[str, Any]:
+    return {name: np.asarray(value).tolist() for name, value in seen._asdict().items()}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _collect(book: journal.Journal, methods: Sequence[Method], sources: Sequence[Source]) -> Scores:
+    """The journal's lines in the order of methods and images, whatever order they were made in."""
+    scores = Scores([], [], [], {}, {}, {}, {})
+    for method in methods:
+        for source in sources:
+            if not method.serves(source.patient):
+                continue
+            line = book.done[(method.label, method.seed, source.dataset, source.id)]
+            scores.objects.extend(line["objects"])
+            scores.images.extend(line["images"])
+            scores.detections.extend(line["detections"])
+            for protocol, plain in line["reliability"].items():
+                key = (method.label, method.seed, protocol)
+                seen = calibration.Reliability(*map(np.asarray, plain.values()))
+                held = scores.reliability.get(key)
+                scores.reliability[key] = seen if held is None else calibration.add(held, seen)
+            for protocol, marks in line["prompts"].items():
+                scores.prompts.setdefault(protocol, {})[source.id] = marks
+            if line["clicks"]:
+                scores.clicks.setdefault(method.label, {})[source.id] = line["clicks"]
+            for protocol, seconds in line["seconds"].items():
+                scores.seconds.setdefault((method.label, protocol), []).append(seconds)
+    return scores
