@@ -22,6 +22,7 @@ from pp_jax.checkpoints import write_json
 from pp_jax.evaluate.subjects import Answer, Marks, Row, Subject
 from pp_jax.predict.asking import Asker, Embedded, Found, Image, answer_marks, choose
 from pp_jax.predict.strokes import farthest
+from pp_jax.preprocess.roi import clip_boxes
 from pp_jax.types import BACKGROUND, FOREGROUND, NEUTRAL
 
 _STROKE_CLICKS = 4  # Of a scribble, as in training.
@@ -142,9 +143,8 @@ def _exact_box(subject: Subject, uniforms: Float64[np.ndarray, "N 0"]) -> Marks:
 def _moved_box(subject: Subject, uniforms: Float64[np.ndarray, "N 4"], *, percent: int) -> Marks:
     boxes = subject.boxes.astype(np.float64)
     extent = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
-    corners = (boxes + (2 * uniforms - 1) * percent / 100 * extent).reshape(-1, 2, 2)
-    held = np.clip(np.sort(corners, axis=1), 0, subject.objects.shape[:0:-1])
-    return Marks(boxes=held.reshape(-1, 4))
+    moved = boxes + (2 * uniforms - 1) * percent / 100 * extent  # Up to 50 %: never swapped.
+    return Marks(boxes=clip_boxes(moved, size=subject.objects.shape[1:]))
 
 
 def _centre(subject: Subject, uniforms: Float64[np.ndarray, "N 0"]) -> Marks:
@@ -323,9 +323,8 @@ def click_rounds(
             logits=low,
         )
         if wrong.any():
-            fresh = _ask(asker, embedded, marks, single=single_after_first)
-            low = np.where(wrong[:, None, None], fresh[0], low)
-            found = Answer(*map(partial(_where, wrong), fresh[1], found))
+            low, fresh = _ask(asker, embedded, marks, single=single_after_first)
+            found = Answer(*map(partial(_where, wrong), fresh, found))
         yield Round(found, marks)
 
 
