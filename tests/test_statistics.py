@@ -335,6 +335,7 @@ def test_a_method_of_several_seeds_is_compared_with_a_control_of_one():
     renamed = [row | {"seed": f"b{row['seed']}"} for row in shifted]
     apart = statistics.compare(rows, renamed, metric="dice").difference
     assert apart.mean == pytest.approx(0.03)
+    assert apart.low + apart.high == pytest.approx(0.06, abs=0.01)
     # Drawn apart, two equal spreads add.
     both = statistics.interval(runs.mean(1), [str(i) for i in range(8)])
     assert apart.high - apart.low == pytest.approx(np.sqrt(2) * (both.high - both.low), rel=0.1)

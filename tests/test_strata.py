@@ -152,7 +152,7 @@ def test_clear_and_unclear_objects_are_averaged_apart():
 
 def test_objects_count_once_however_many_seeds_and_in_any_order():
     rng = np.random.default_rng(1)
-    contrasts, first, second = rng.random(40), rng.random(40), rng.random(40)
+    contrasts, first, second = rng.integers(0, 9, 40), rng.random(40), rng.random(40)
     rows = objects(contrasts, first, seed="0") + objects(contrasts, second, seed="1")
     got = strata.ambiguity_thirds(rows)
     assert (got.objects, got.lowest.objects, got.highest.objects) == (40, 13, 13)
