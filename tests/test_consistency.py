@@ -172,6 +172,14 @@ def test_the_darker_and_the_brighter_view_bend_grey_levels_by_their_powers():
         np.testing.assert_array_equal(VIEWS[name].image(levels)[..., 1].ravel(), want)
 
 
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_leaves_the_given_marks_as_they_are(view):
+    marks = Marks(BOXES.copy(), POINTS.copy(), LABELS.copy())
+    view.marks(marks, SIZE[1])
+    for got, want in zip(marks, (BOXES, POINTS, LABELS), strict=False):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_what_is_not_marked_stays_unmarked_in_every_view():
     for view in VIEWS.values():
         assert view.marks(Marks(), SIZE[1]) == Marks()

@@ -84,6 +84,21 @@ def test_contrast_is_negative_for_what_is_darker_than_its_ring():
     assert dark["contrast"] < -3
 
 
+def test_a_mask_touches_the_border_on_any_side_of_the_image():
+    inner = np.zeros(SIZE, bool)
+    inner[1:-1, 1:-1] = True
+    masks = {1: [], 0: [inner]}
+    for sides in ((0, slice(None)), (-1, slice(None)), (slice(None), 0), (slice(None), -1)):
+        mask = inner.copy()
+        mask[sides] = True
+        mask[[0, 0, -1, -1], [0, -1, 0, -1]] = False  # A corner touches two sides.
+        masks[1].append(mask)
+    for touches, drawn in masks.items():
+        for mask in drawn:
+            got = selection.features(np.ones(SIZE), mask, predicted_iou=1, stability=1)
+            assert named(got)["border"] == touches
+
+
 def test_an_empty_mask_has_no_features():
     with pytest.raises(ValueError, match="empty mask"):
         selection.features(np.ones(SIZE), np.zeros(SIZE, bool), predicted_iou=1, stability=1)
@@ -177,11 +192,10 @@ def test_the_probability_is_that_of_scikit_learns_own_pipeline():
 @pytest.mark.parametrize("seed", range(6))
 def test_no_threshold_has_a_higher_mean_dice_than_the_fitted_one(seed):
     world = World(8, seed=seed)
-    noisy = 0.3 * world.ious + 0.7 * np.random.default_rng(seed).random(40)
-    shown = np.random.default_rng(seed).normal(size=(40, len(FEATURES)))
-    shown[:, 0] += noisy
-    world.features = np.round(shown, 1)  # Some masks are equally likely.
-    world.features[:6] = world.features[0]
+    rng = np.random.default_rng(seed)
+    noisy = 0.3 * world.ious + 0.7 * rng.random(40)
+    world.features = np.zeros((40, len(FEATURES)))
+    world.features[:, 0] = np.round(noisy + rng.normal(0, 0.2, 40), 1)  # Many equally likely.
     rule = world.fit(ious=noisy)
     best = world.mean_dice(rule)
     tried = np.append(np.linspace(0, 1, 400), selection.probability(rule, world.features))
@@ -206,6 +220,7 @@ def test_where_no_mask_is_good_the_rule_takes_the_one_of_the_highest_predicted_i
     world = World(6, seed=3)
     rule = world.fit(ious=np.full(30, 0.49))
     assert rule.positives == 0
+    assert world.fit(ious=np.full(30, 0.5)).positives == 30
     for own in np.split(world.features, 6):
         want = np.arange(5) == np.argmax(own[:, FEATURES.index("predicted_iou")])
         np.testing.assert_array_equal(selection.select(rule, own), want)

@@ -81,9 +81,10 @@ def _within(mask: Bool[np.ndarray, "h w"], radius: float) -> Bool[np.ndarray, "h
     The union of the mask's rows, each widened to the chord of the disc at its distance: a fifth of
     the time of SciPy's distance transform, which knows far more than is asked here.
     """
-    far, column = int(radius) + 1, np.arange(mask.shape[1], dtype=np.int32)
-    last = np.maximum.accumulate(np.where(mask, column, -far), axis=1)
-    following = np.where(mask, column, len(column) + far)[:, ::-1]
+    far, width = int(radius) + 1, mask.shape[1]
+    column = np.arange(width, dtype=np.int16 if width + 2 * far < 2**15 else np.int32)
+    last = np.maximum.accumulate(np.where(mask, column, column.dtype.type(-far)), axis=1)
+    following = np.where(mask, column, column.dtype.type(width + far))[:, ::-1]
     following = np.minimum.accumulate(following, axis=1)[:, ::-1]
     gap = np.minimum(np.minimum(column - last, following - column), far)
     gap = gap.astype(np.uint8 if far < 256 else np.int32)
