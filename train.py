@@ -1,9 +1,14 @@
 """`python train.py`: fine-tune SAM. See `python train.py --help`."""
 
+import itertools
 import warnings
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+from jax.sharding import Mesh
 
 import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
@@ -33,6 +38,7 @@ CHOICES = {
 CHECKED = SPECS | {
     "augment": (augment.parse, augment.HELP),
     "data": (sources.check_names, sources.HELP),
+    "train_on": (splits.parse_train_on, splits.HELP),
 }
 
 
@@ -51,32 +57,87 @@ def main() -> None:
         settings = runs.with_preprocess(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device))
         sets = sources.name_sets(settings.data, settings.data_dir)
-        split, parts = share_out(settings, sources.open_sets(sets, limit=settings.limit))
-        print(", ".join(f"{p}: {len(parts[p])} images, {len(split[p])} patients" for p in split))
-        feed = make_feed(settings, parts)
-        images = {part: [record.id for record in parts[part]] for part in parts}
-        marked = outlines.outlines(parts["train"])
-        run = runs.open_run(settings, split=split, images=images, outlines=marked)
-        loop.fit(run, settings, feed, mesh=mesh)
-        print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+        opened = sources.open_sets(sets, limit=settings.limit)
+        shares = share_out(settings, opened)
+        tell_exceptions(settings, opened, shares)
+        for own, share in zip(runs.of_folds(settings), shares, strict=True):
+            train_one(own, share, mesh=mesh)
 
 
-def share_out(
-    settings: TrainConfig, sets: list[list[records.Record]]
-) -> tuple[dict[str, list[str]], dict[str, list[records.Record]]]:
-    """Patients and records of each part; every data set has its share in each."""
-    split: dict[str, list[str]] = {part: [] for part in splits.PARTS}
-    parts: dict[str, list[records.Record]] = {part: [] for part in splits.PARTS}
-    for everything in sets:
-        own = splits.split_patients(
-            everything, seed=settings.seed, validation=settings.validation, test=settings.test
+class Share(NamedTuple):
+    """Who and what a run has in each of `splits.PARTS`."""
+
+    patients: dict[str, list[str]]
+    records: dict[str, list[records.Record]]
+
+
+def train_one(settings: TrainConfig, share: Share, *, mesh: Mesh) -> None:
+    """Brings one run to its last step."""
+    counts = (
+        f"{part}: {len(share.records[part])} images, {len(share.patients[part])} patients"
+        for part in splits.PARTS
+    )
+    print(", ".join(counts))
+    feed = make_feed(settings, share.records)
+    images = {part: [record.id for record in own] for part, own in share.records.items()}
+    marked = outlines.outlines(share.records["train"])
+    run = runs.open_run(settings, split=share.patients, images=images, outlines=marked)
+    loop.fit(run, settings, feed, mesh=mesh)
+    print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+
+
+def share_out(settings: TrainConfig, sets: list[list[records.Record]]) -> list[Share]:
+    """What each run of the settings has: one run, or one for each fold that is to be trained.
+
+    Every data set has its share in each part, but where `--train-on` says what is trained on.
+    """
+    common = {"seed": settings.seed, "validation": settings.validation}
+    if settings.train_on:
+        everything = list(itertools.chain(*sets))
+        held_out = splits.split_held_out(everything, train_on=settings.train_on, **common)
+        return [_share(settings, [held_out])]
+    if settings.folds:
+        split = [splits.split_folds(own, count=settings.folds, **common) for own in sets]
+        chosen = range(settings.folds) if settings.fold is None else (settings.fold,)
+        return [
+            _share(settings, [(parts[fold], own) for parts, own in zip(split, sets, strict=True)])
+            for fold in chosen
+        ]
+    split = [splits.split_patients(own, test=settings.test, **common) for own in sets]
+    return [_share(settings, list(zip(split, sets, strict=True)))]
+
+
+def tell_exceptions(
+    settings: TrainConfig, sets: list[list[records.Record]], shares: list[Share]
+) -> None:
+    """Says how many images no fold tests, or no part has, and why."""
+    everything = list(itertools.chain(*sets))
+    doubtful = {record.patient for record in everything if records.DOUBTFUL in record.notes}
+    doubtful -= {patient for share in shares for patient in share.patients["test"]}
+    if settings.folds and doubtful:
+        print(
+            f"{len(doubtful)} patients may be someone else by the data set's own account: they are "
+            "trained on in every fold and tested in none"
         )
-        part_of = {patient: part for part, patients in own.items() for patient in patients}
-        for part, patients in own.items():
-            split[part] += patients
+    used = sum(map(len, shares[0].records.values()))
+    if used < len(everything):
+        print(
+            f"{len(everything) - used} images are left out: of patients who are trained on with "
+            "others of their images, or who may be someone else"
+        )
+
+
+def _share(
+    settings: TrainConfig, sets: Iterable[tuple[splits.Parts, list[records.Record]]]
+) -> Share:
+    share = Share({part: [] for part in splits.PARTS}, {part: [] for part in splits.PARTS})
+    for split, everything in sets:
+        part_of = {patient: part for part, patients in split.items() for patient in patients}
+        for part, patients in split.items():
+            share.patients[part] += patients
         for record in records.draw_as(everything, settings.target):
-            parts[part_of[record.patient]].append(record)
-    return split, parts
+            share.records[part_of[record.patient]].append(record)
+    return share
 
 
 def make_feed(

@@ -9,6 +9,10 @@ RUN/base/                frozen leaves, written once
 RUN/steps/00000120/      trainable leaves, optimizer state, step
 RUN/metrics.jsonl        one row per step and per validation
 RUN/learning_curve.png
+
+A cross-validation is a folder of runs:
+OUT/folds.json           their names
+OUT/fold0/ OUT/fold1/    a run each
 """
 
 import dataclasses
@@ -17,6 +21,7 @@ import json
 import os
 import platform
 import shutil
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -41,7 +46,8 @@ from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
 CONFIG, ENVIRONMENT, SPLIT = "config.json", "environment.json", "split.json"
-IMAGES = "images.json"
+IMAGES, FOLDS = "images.json", "folds.json"
+_BEGUN = f".{FOLDS}."
 METRICS, CURVE, ATLAS, BASE = "metrics.jsonl", "learning_curve.png", "atlas.npz", "base"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
@@ -96,6 +102,50 @@ def open_run(
     checkpoints.write_json(run / ENVIRONMENT, _environment())
     checkpoints.write_json(run / CONFIG, dataclasses.asdict(settings))
     return run
+
+
+def of_folds(settings: TrainConfig) -> list[TrainConfig]:
+    """The settings of each run that is to be trained: themselves, or those of the folds.
+
+    The folder of a cross-validation then names all of them, trained here or elsewhere.
+
+    Raises:
+      ValueError: The folder holds something else, or a cross-validation of another number of folds
+        and `--force` was not given.
+    """
+    if not settings.folds:
+        return [settings]
+    out, names = Path(settings.out), [f"fold{fold}" for fold in range(settings.folds)]
+    if (out / FOLDS).is_file():
+        held = [path.name for path in read_folds(out)]
+        if held != names and not settings.force:
+            raise ValueError(
+                f"{out}: holds {len(held)} folds, not {len(names)}; give another --out, --folds "
+                f"{len(held)} to go on with them, or --force to move them aside"
+            )
+        if held != names:
+            _move_aside(out)
+    elif out.is_file() or (out.is_dir() and not all(map(_is_begun, out.iterdir()))):
+        raise ValueError(f"--out {out}: holds something else than folds; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    # Folds may be started together, on several machines: each writes under a name of its own.
+    partial = out / f"{_BEGUN}{uuid.uuid4().hex}"
+    partial.write_text(json.dumps({"runs": names}, indent=1) + "\n")
+    partial.rename(out / FOLDS)
+    chosen = range(settings.folds) if settings.fold is None else (settings.fold,)
+    return [config.fold_of(settings, fold) for fold in chosen]
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether it is another process's list of folds that has not its name yet."""
+    return path.name.startswith(_BEGUN)
+
+
+def read_folds(folder: Path) -> list[Path]:
+    """The runs of a cross-validation; nothing if the folder is none."""
+    if not (folder / FOLDS).is_file():
+        return []
+    return [folder / name for name in _read_json(folder / FOLDS)["runs"]]
 
 
 def _size(path: Path) -> int:
