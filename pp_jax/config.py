@@ -147,8 +147,8 @@ class EvalConfig:
     """What is scored against, whatever the run was trained on: `mask`, the outline where it is
     known and the filled box elsewhere; or made of the box everywhere, and then no true outline."""
     out: str = ""
-    """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-...; a filter other
-    than the run's is in the name."""
+    """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-..., or of several
+    methods runs/eval-...; a filter other than the run's is in the name."""
     prompt: str = ""
     """How findings are marked, several with commas, or `all`; default: as in the run's training."""
     prompts: str = ""
@@ -458,6 +458,8 @@ def resolve_eval(
     )
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
     joint = "/" if run is not None else "-"
+    several = len(settings.methods) > 1
+    default = f"runs/{report}" if several else f"{folder}{joint}{report}"
     return dataclasses.replace(
         settings,
         checkpoint=folder,
@@ -470,7 +472,7 @@ def resolve_eval(
         blend=shown.blend,
         roi=shown.roi,
         image_size=settings.image_size or told.image_size,
-        out=settings.out or f"{folder}{joint}{report}",
+        out=settings.out or default,
     )
 
 
