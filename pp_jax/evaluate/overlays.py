@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -47,21 +47,31 @@ def overlay(path: Path, case: Case) -> None:
     height, width = case.target.shape
     count = 2 if case.heat is None else 3
     tall = 0.98 * _WIDTH / count * float(np.clip(height / width, 0.25, 2.5))
-    figure = make_figure(tall + 1.1 + 0.2 * (len(case.predictions) > 1), width=_WIDTH)
+    told = 0.22 * max(1, len(case.predictions))  # Above its panel, a line for each.
+    figure = make_figure(tall + 1.0 + told, width=_WIDTH)
     panels = figure.subplots(1, count)
     for axes in panels:
         _show(axes, case.image)
+        axes.set_anchor("S")  # What the layout leaves over is above: the title has several lines.
     prompted = len(case.boxes) or len(case.points)
-    handles = _draw_prompt(panels[0], case, size=1.0) + _draw_outlines(panels[1], case, size=1.0)
+    styles = _styles([case])
+    handles = _draw_prompt(panels[0], case, size=1.0)
+    handles += _draw_outlines(panels[1], case, styles, size=1.0)
     panels[0].set_title("image and prompt" if prompted else "image, no prompt")
     panels[1].set_title(_agreement(case))
     if case.heat is not None:
         extent = (0, width, height, 0)
         # Where all agree nothing is laid over the image.
         drawn = panels[2].imshow(
-            case.heat, alpha=np.sqrt(case.heat), vmin=0, vmax=1, cmap="inferno", extent=extent
+            case.heat,
+            alpha=np.sqrt(np.clip(case.heat, 0, 1)),
+            vmin=0,
+            vmax=1,
+            cmap="inferno",
+            extent=extent,
         )
-        figure.colorbar(drawn, ax=panels[2], label="bits", shrink=0.8)
+        beside = panels[2].inset_axes((1.02, 0, 0.04, 1))
+        figure.colorbar(drawn, cax=beside, label="bits")
         panels[2].set_title("entropy of the masks")
     figure.suptitle(plain(case.title, 110), fontsize="large")
     _legend(figure, handles)
@@ -89,13 +99,15 @@ def overlay_sheet(path: Path, parts: Mapping[str, Sequence[Case]], *, title: str
     line_height = _WIDTH / columns * tallest + 0.45 + 0.17 * max(0, several)
     figure = make_figure(len(rows) * line_height + 0.9, width=_WIDTH)
     grid = figure.subplots(len(rows), columns, squeeze=False)
+    styles = _styles([case for cases in rows.values() for case in cases])
     handles: dict[str, Line2D] = {}
     for line, (label, cases) in zip(grid, rows.items(), strict=True):
         for axes in line[len(cases) :]:
             axes.set_axis_off()
         for axes, case in zip(line, cases, strict=False):
             _show(axes, case.image)
-            drawn = _draw_prompt(axes, case, size=0.6) + _draw_outlines(axes, case, size=0.6)
+            drawn = _draw_prompt(axes, case, size=0.6)
+            drawn += _draw_outlines(axes, case, styles, size=0.6)
             handles |= {handle.get_label(): handle for handle in drawn}
             axes.set_title(f"{plain(case.title, 38)}\n{_agreement(case)}", fontsize="small")
         line[0].set_ylabel(label, fontsize="large")
@@ -109,6 +121,7 @@ def _show(axes: Axes, image: UInt8[np.ndarray, "H W 3"]) -> None:
     height, width = image.shape[:2]
     axes.imshow(image, extent=(0, width, height, 0))
     axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)  # It would lie over outlines along the image's border.
     axes.autoscale(False)  # A prompt beyond the border must not shrink the image.
 
 
@@ -132,18 +145,21 @@ def _draw_prompt(axes: Axes, case: Case, *, size: float) -> list[Line2D]:
     return handles
 
 
-def _draw_outlines(axes: Axes, case: Case, *, size: float) -> list[Line2D]:
-    """Target solid below, predictions dashed above: where they coincide, all are seen."""
-    if len(case.predictions) > len(PREDICTIONS):
-        told = f"{case.title}: {len(case.predictions)} predictions in one picture"
+def _styles(cases: Sequence[Case]) -> dict[str, tuple[str, Any]]:
+    """Colour and dashes of each name: the same in all cases of a picture."""
+    names = list(dict.fromkeys(name for case in cases for name in case.predictions))
+    if len(names) > len(PREDICTIONS):
+        told = f"{cases[0].title}: {len(names)} predictions in one picture"
         raise ValueError(f"{told}; {len(PREDICTIONS)} can be told apart, choose those to show")
+    return dict(zip(names, zip(PREDICTIONS, _DASHES, strict=True), strict=False))
+
+
+def _draw_outlines(
+    axes: Axes, case: Case, styles: Mapping[str, tuple[str, Any]], *, size: float
+) -> list[Line2D]:
+    """Target solid below, predictions dashed above: where they coincide, all are seen."""
     lines = [("target", case.target, TARGET, "solid")]
-    lines += [
-        (label, mask, color, style)
-        for (label, mask), color, style in zip(
-            case.predictions.items(), PREDICTIONS, _DASHES, strict=False
-        )
-    ]
+    lines += [(label, mask, *styles[label]) for label, mask in case.predictions.items()]
     handles = []
     for label, mask, color, style in lines:
         if not mask.any():

@@ -170,7 +170,7 @@ p { max-width: 48rem; margin: .5rem 0; }
 a { color: var(--link); }
 nav ol { margin: 0; padding: .75rem 1rem .75rem 2.5rem; background: var(--shade);
   columns: 18rem; }
-pre { padding: .75rem; background: var(--shade); white-space: pre-wrap; }
+pre { padding: .75rem; background: var(--shade); overflow-x: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   overflow-wrap: normal; }
@@ -182,25 +182,26 @@ td.number { white-space: nowrap; }
 td.text { min-width: 6rem; max-width: 28rem; }
 tbody tr:hover td { background: var(--shade); }
 th button { all: unset; cursor: pointer; box-sizing: border-box; }
-th button::after { content: " \\2195"; color: var(--pale); font-weight: normal; }
-th[aria-sort=ascending] button::after { content: " \\2191"; color: var(--ink); }
-th[aria-sort=descending] button::after { content: " \\2193"; color: var(--ink); }
+th button::after { content: "\\a0\\2195"; color: var(--pale); font-weight: normal; }
+th[aria-sort=ascending] button::after { content: "\\a0\\2191"; color: var(--ink); }
+th[aria-sort=descending] button::after { content: "\\a0\\2193"; color: var(--ink); }
 th button:hover { color: var(--link); }
 :focus-visible, th button:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 .note, figcaption { color: var(--pale); font-size: .85rem; max-width: 48rem; }
-.settings th { white-space: nowrap; font-weight: 600; }
-.settings td { overflow-wrap: anywhere; }
+.settings th { font-weight: 600; }
+.settings th, .settings td { overflow-wrap: anywhere; min-width: 6rem; }
 figure { margin: 1.25rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #fff; }
 @media (max-width: 40rem) {
   body { padding: .75rem; }
-  thead th:first-child, tbody td:first-child { position: sticky; left: 0; min-width: 0;
-    max-width: 9rem; overflow-wrap: anywhere; border-right: 1px solid var(--line); }
+  thead th:first-child, tbody td:first-child { position: sticky; left: 0; min-width: 6rem;
+    max-width: 8rem; overflow-wrap: break-word; border-right: 1px solid var(--line); }
 }
 @media print {
   :root { --paper: #fff; --ink: #000; --pale: #333; --line: #999; --shade: #fff; --link: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; }
+  pre { white-space: pre-wrap; }
   table { font-size: 8pt; }
   thead { display: table-header-group; }
   tr, figure { break-inside: avoid; }
