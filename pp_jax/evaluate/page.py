@@ -197,12 +197,15 @@ img { display: block; max-width: 100%; height: auto; background: #fff; }
   thead th:first-child, tbody td:first-child { position: sticky; left: 0; min-width: 6rem;
     max-width: 8rem; overflow-wrap: break-word; border-right: 1px solid var(--line); }
 }
+@page { margin: 12mm; }
 @media print {
   :root { --paper: #fff; --ink: #000; --pale: #333; --line: #999; --shade: #fff; --link: #000; }
   body { max-width: none; padding: 0; font-size: 10pt; }
   .scroll { overflow: visible; }
   pre { white-space: pre-wrap; }
-  table { font-size: 8pt; }
+  table { font-size: 7pt; }
+  th, td, td.text { padding: .15rem .3rem; min-width: 0; }
+  td.number { white-space: normal; }
   thead { display: table-header-group; }
   tr, figure { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
