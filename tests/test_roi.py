@@ -5,12 +5,21 @@ import numpy as np
 import pytest
 from skimage.measure import label, regionprops
 
-from pp_jax.predict.predictor import Marked, Masks, zoomed
+from pp_jax.predict.asking import (
+    UNSEEN,
+    Asker,
+    Decoded,
+    Embedded,
+    Found,
+    Marks,
+    answer_marks,
+    zoomed,
+)
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.roi import Window, content_window, context_window
 
 RNG = np.random.default_rng(0)
-NO_BOXES, NO_POINTS = np.zeros((0, 4), np.float32), np.zeros((0, 2), np.float32)
+LOW = 64  # Side of a low-resolution mask, in which an image lies as it is.
 FILM = (slice(8, 31), slice(12, 51))
 
 
@@ -100,91 +109,142 @@ def test_a_box_meets_a_window_with_which_it_shares_an_area():
     assert clipped.tolist() == [0, 6, 4, 14]
 
 
-# Segmentation.
+# Asking.
 
 
-def fake(image: np.ndarray, marked: Marked) -> Masks:
-    """Per mark what is brighter than the image's mean, inside of a box or left of a point."""
-    bright = image[..., 0] > image.mean()
-    masks = []
-    for x0, y0, x1, y1 in marked.boxes.astype(int):
-        masks.append(np.zeros_like(bright))
-        masks[-1][y0:y1, x0:x1] = bright[y0:y1, x0:x1]
-    for x, _ in marked.points.astype(int):
-        masks.append(bright & (np.arange(bright.shape[1]) < x))
-    masks = np.array(masks or [bright])
-    return Masks(masks, masks.mean((1, 2)).astype(np.float32))
+def clicks(points: np.ndarray) -> Marks:
+    """One foreground click for each prompt."""
+    return Marks(points=points[:, None], labels=np.ones((len(points), 1), int))
 
 
-def never_asked(image: np.ndarray, marked: Marked) -> Masks:
+def fake_embed(image: np.ndarray, box: np.ndarray | None = None) -> Embedded:
+    assert box is None
+    return Embedded(image, image.shape[:2], image.shape[:2], Window(0, 0, *image.shape[:2]))
+
+
+def fake_decode(embedded: Embedded, marks: Marks) -> Decoded:
+    """Per prompt what is brighter than the image's mean, inside of its box and left of its points.
+
+    Of its four masks each is a pixel to the right of the one before, and scored the lower.
+    """
+    grey = embedded.features[..., 0].astype(np.float32)
+    low = np.full((LOW, LOW), -1, np.float32)
+    low[: grey.shape[0], : grey.shape[1]] = grey - grey.mean()
+    count = next((len(x) for x in (marks.boxes, marks.points) if x is not None), 1)
+    masks = np.repeat(low[None], count, axis=0)
+    for n, mask in enumerate(masks):
+        if marks.boxes is not None:
+            x0, y0, x1, y1 = marks.boxes[n].astype(int)
+            inside = np.zeros_like(mask, bool)
+            inside[y0:y1, x0:x1] = True
+            mask[~inside] = -1
+        if marks.points is not None:
+            mask[:, marks.points[n, marks.labels[n] == 1, 0].astype(int).min(initial=LOW) :] = -1
+    iou = (masks > 0).mean((1, 2))[:, None] - np.arange(4) / 100
+    shifted = np.stack([np.roll(masks, m, axis=2) for m in range(4)], axis=1)
+    return Decoded(shifted, iou.astype(np.float32))
+
+
+def fake_upscale(embedded: Embedded, logits: np.ndarray) -> np.ndarray:
+    height, width = embedded.window.size
+    return logits[:, :height, :width]
+
+
+FAKE = Asker(fake_embed, fake_decode, fake_upscale, side=4 * LOW)
+
+
+def never_asked(embedded: Embedded, marks: Marks) -> Decoded:
     raise AssertionError("the model was asked for nothing")
 
 
-def assert_same(got: Masks, want: Masks) -> None:
+def asked(image: np.ndarray, marks: Marks, spec: str = "") -> Found:
+    """What the fake finds in the region, or without a spec in the image as it is given."""
+    asker = zoomed(FAKE, roi=roi.make(spec)) if spec else FAKE
+    return answer_marks(asker, image, marks, single=False)
+
+
+def assert_same(got: Found, want: Found) -> None:
     for ours, theirs in zip(got, want, strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
 
 
-def expected(image: np.ndarray, answers: list[tuple[tuple[slice, slice], Masks]]) -> Masks:
+def expected(image: np.ndarray, answers: list[tuple[tuple[slice, slice], Found]]) -> Found:
     """The answers on slices of the image, in its frame."""
-    masks = []
+    logits, candidates = [], []
     for where, answer in answers:
-        for mask in answer.masks:
-            masks.append(np.zeros(image.shape[:2], bool))
-            masks[-1][where] = mask
-    return Masks(np.array(masks), np.concatenate([answer.iou for _, answer in answers]))
+        for low, masks in zip(answer.logits, answer.candidates, strict=True):
+            logits.append(np.full(image.shape[:2], -32, np.float32))
+            logits[-1][where] = low
+            candidates.append(np.zeros((len(masks), *image.shape[:2]), bool))
+            candidates[-1][:, *where] = masks
+    iou = np.concatenate([answer.iou for _, answer in answers])
+    return Found(np.array(logits), iou, np.array(candidates))
 
 
 def test_with_content_the_answer_is_that_of_the_slice():
     image = framed()
     box, points = np.float32([[15, 10, 40, 20]]), np.float32([[20, 9], [50, 30]])
-    for marked, inner in (
-        (Marked(box, NO_POINTS), Marked(np.float32([[3, 2, 28, 12]]), NO_POINTS)),
-        (Marked(NO_BOXES, points), Marked(NO_BOXES, np.float32([[8, 1], [38, 22]]))),
-        (Marked(NO_BOXES, NO_POINTS), Marked(NO_BOXES, NO_POINTS)),
+    inner_box = np.float32([[3, 2, 28, 12]])
+    for marks, inner in (
+        (Marks(box), Marks(inner_box)),
+        (clicks(points), clicks(np.float32([[8, 1], [38, 22]]))),
+        (clicks(points[:1])._replace(boxes=box), Marks(inner_box, np.float32([[[8, 1]]]), [[1]])),
+        (Marks(), Marks()),
     ):
-        want = expected(image, [(FILM, fake(image[FILM], inner))])
-        assert want.masks.any()
-        assert_same(zoomed(fake, roi=roi.make("content"))(image, marked), want)
+        inner = inner._replace(labels=None if inner.labels is None else np.array(inner.labels))
+        want = expected(image, [(FILM, asked(image[FILM], inner))])
+        assert want.candidates.any((2, 3)).all()
+        assert_same(asked(image, marks, "content"), want)
 
 
 def test_with_box_context_each_box_is_answered_on_a_slice_of_its_own():
     image = framed()
     boxes = np.float32([[14, 10, 24, 20], [40, 20, 50, 30]])
     slices = [(slice(5, 25), slice(9, 29)), (slice(15, 35), slice(35, 55))]
-    inner = Marked(np.float32([[5, 5, 15, 15]]), NO_POINTS)
-    want = expected(image, [(where, fake(image[where], inner)) for where in slices])
-    assert want.masks.any((1, 2)).all()
-    got = zoomed(fake, roi=roi.make("box-context:2"))(image, Marked(boxes, NO_POINTS))
-    assert_same(got, want)
+    inner = Marks(np.float32([[5, 5, 15, 15]]))
+    want = expected(image, [(where, asked(image[where], inner)) for where in slices])
+    assert want.candidates.any((2, 3)).all()
+    assert_same(asked(image, Marks(boxes), "box-context:2"), want)
 
 
 def test_without_a_region_or_without_black_the_answer_is_the_plain_one():
     image = np.maximum(framed(), 6)
-    marked = Marked(NO_BOXES, np.float32([[59, 39], [0, 0], [70, 9]]))  # The last beyond it.
+    marks = clicks(np.float32([[59, 39], [0, 0], [70, 9]]))  # The last beyond it.
     for spec in ("none", "content"):
-        assert_same(zoomed(fake, roi=roi.make(spec))(image, marked), fake(image, marked))
+        assert_same(asked(image, marks, spec), asked(image, marks))
 
 
 def test_a_mark_beyond_the_content_has_an_empty_mask_and_a_box_that_leaves_it_is_clipped():
     image = framed()
     boxes = np.float32([[54, 2, 58, 6], [0, 0, 40, 20]])
     with pytest.warns(UserWarning, match=r"1 of 2 marks .* \(columns 12 to 50, rows 8 to 30\)"):
-        got = zoomed(fake, roi=roi.make("content"))(image, Marked(boxes, NO_POINTS))
-    clipped = fake(image[FILM], Marked(np.float32([[0, 0, 28, 12]]), NO_POINTS))
-    empty = Masks(np.zeros((1, 23, 39), bool), np.zeros(1, np.float32))
+        got = asked(image, Marks(boxes), "content")
+    clipped = asked(image[FILM], Marks(np.float32([[0, 0, 28, 12]])))
+    nothing = np.full((1, 23, 39), UNSEEN, np.float32)
+    empty = Found(nothing, np.zeros(1, np.float32), np.zeros((1, 3, 23, 39), bool))
     assert_same(got, expected(image, [(FILM, empty), (FILM, clipped)]))
-    with pytest.warns(UserWarning, match="1 of 1 marks"):
-        got = zoomed(never_asked, roi=roi.make("content"))(image, Marked(boxes[:1], NO_POINTS))
-    assert_same(got, Masks(np.zeros((1, 40, 60), bool), np.zeros(1, np.float32)))
+    asker = zoomed(FAKE._replace(decode=never_asked), roi=roi.make("content"))
+    for marks in (Marks(boxes[:1]), clicks(np.float32([[56, 3]]))):
+        with pytest.warns(UserWarning, match="1 of 1 marks"):
+            got = answer_marks(asker, image, marks, single=False)
+        assert_same(got, expected(image, [(FILM, empty)]))
+
+
+def test_a_click_beyond_the_content_is_not_told_beside_one_that_is_in_it():
+    image = framed()
+    points = np.float32([[[56, 3], [30, 20]], [[40, 25], [5, 9]], [[0, 0], [0, 0]]])
+    marks = Marks(points=points, labels=np.array([[0, 1], [1, 1], [-2, -2]]))
+    inner = np.float32([[[0, 0], [18, 12]], [[28, 17], [0, 0]], [[0, 0], [0, 0]]])
+    labels = np.array([[-2, 1], [1, -2], [-2, -2]])
+    want = asked(image[FILM], Marks(points=inner, labels=labels))
+    assert_same(asked(image, marks, "content"), expected(image, [(FILM, want)]))
 
 
 def test_box_context_without_a_box_is_refused():
-    segment = zoomed(fake, roi=roi.make("box-context"))
-    for points in (NO_POINTS, np.float32([[20, 20]])):
+    for marks in (Marks(), clicks(np.float32([[20, 20]]))):
         with pytest.raises(ValueError, match="cuts around a box, and none is marked"):
-            segment(framed(), Marked(NO_BOXES, points))
+            asked(framed(), marks, "box-context")
 
 
 # Specs.

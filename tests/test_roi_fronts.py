@@ -13,14 +13,15 @@ from data.records import load
 from data.rsna import read_rsna
 from pp_jax.config import Look
 from pp_jax.evaluate.methods import METHODS
+from pp_jax.predict import asking
 from pp_jax.predict.answering import embedding_path
+from pp_jax.predict.asking import Decoded, Marks, answer_marks, embed_once, make_asker, zoomed
 from pp_jax.predict.automatic import AutomaticConfig, generate
 from pp_jax.predict.official import LoadedSam
-from pp_jax.predict.predictor import Marked, Masks, Segment, make_segment, zoomed
 from pp_jax.preprocess import roi as regions
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.segment_anything import SamAutomaticMaskGenerator, SamPredictor, build_sam
-from tests.fronts import FRONTS, front
+from tests.fronts import front
 from tests.predict_world import HEIGHT, WIDTH, run, table, write_world
 from tests.test_official_api import photo
 
@@ -28,7 +29,6 @@ TOP, LEFT = 20, 30
 FILM = (slice(TOP, TOP + HEIGHT), slice(LEFT, LEFT + WIDTH))
 BOXES = np.float32([[10, 20, 100, 90], [60, 5, 80.5, 50]])
 CORNER = np.float32([LEFT, TOP, LEFT, TOP])
-NO_POINTS = np.zeros((0, 2), np.float32)
 
 
 def framed() -> np.ndarray:
@@ -75,24 +75,28 @@ def best(predictor: SamPredictor, **asked) -> np.ndarray:
 
 def test_the_model_sees_the_content_as_if_there_were_no_frame_bit_for_bit(sam) -> None:
     stage = make_stage(Look(), side=sam.model.config.image_size)
-    plain = make_segment(sam.model, sam.variables, stage=stage)
-    content = make_segment(sam.model, sam.variables, stage=stage, roi="content")
+    plain = make_asker(sam.model, sam.variables, stage=stage)
+    content = zoomed(plain, roi=regions.make("content"))
     film = photo(HEIGHT, WIDTH)
-    want = plain(film, Marked(BOXES, NO_POINTS))
-    assert 0.01 < want.masks.mean() < 0.99
-    got = content(framed(), Marked(BOXES + CORNER, NO_POINTS))
-    np.testing.assert_array_equal(got.masks, pasted(want.masks))
+    want = answer_marks(plain, film, Marks(BOXES), single=False)
+    assert 0.01 < (want.logits > 0).mean() < 0.99
+    got = answer_marks(content, framed(), Marks(BOXES + CORNER), single=False)
+    np.testing.assert_array_equal(got.logits[:, *FILM], want.logits)
+    np.testing.assert_array_equal(got.logits > 0, pasted(want.logits > 0))
+    np.testing.assert_array_equal(got.candidates, pasted(want.candidates))
     np.testing.assert_array_equal(got.iou, want.iou)
-    without_black = content(film, Marked(BOXES, NO_POINTS))
-    np.testing.assert_array_equal(without_black.masks, want.masks)
-    np.testing.assert_array_equal(without_black.iou, want.iou)
+    embedded = embed_once(content, film)
+    without_black = answer_marks(content, film, Marks(BOXES), single=False, embedded=embedded)
+    np.testing.assert_array_equal(without_black.logits, want.logits)
     # The box is 20.5 x 45 pixels, so that 5.125 and 11.25 are added on each side.
     where = (slice(0, 62), slice(54, 86))
-    alone = plain(film[where], Marked(BOXES[1:] - np.float32([54, 0, 54, 0]), NO_POINTS))
+    inner = Marks(BOXES[1:] - np.float32([54, 0, 54, 0]))
+    alone = answer_marks(plain, film[where], inner, single=False)
     context = zoomed(plain, roi=regions.make("box-context:1.5"))
-    got = context(film, Marked(BOXES, NO_POINTS))
-    np.testing.assert_array_equal(got.masks[1][where], alone.masks[0])
-    assert got.masks[1].sum() == alone.masks.sum() > 0
+    assert embed_once(context, film) is None
+    got = answer_marks(context, film, Marks(BOXES), single=False)
+    np.testing.assert_array_equal(got.logits[1][where], alone.logits[0])
+    assert (got.logits[1] > 0).sum() == (alone.logits > 0).sum() > 0
     assert got.iou[1] == alone.iou[0]
 
 
@@ -163,24 +167,20 @@ def test_the_official_interface_refuses_what_it_would_not_cut(sam, kind) -> None
 def test_an_evaluation_shows_a_region_and_scores_the_whole_image(
     converted, data, tmp_path, monkeypatch
 ) -> None:
-    def everything(image: np.ndarray, marked: Marked) -> Masks:
-        count = len(marked.boxes)
-        return Masks(np.ones((count, *image.shape[:2]), bool), np.ones(count, np.float32))
+    def everything(model: object, weights: object, embedded: object, marks: Marks) -> Decoded:
+        count = len(marks.boxes)
+        return Decoded(np.ones((count, 4, 64, 64), np.float32), np.ones((count, 4), np.float32))
 
-    def fake_segment(*args, roi: str, **options) -> Segment:
-        return zoomed(everything, roi=regions.make(roi))
-
-    monkeypatch.setattr(FRONTS["eval.py"], "make_segment", fake_segment)
+    monkeypatch.setattr(asking, "_decode_marks", everything)
     where = ("--checkpoint", converted, "--data-dir", data, "--out", tmp_path / "report")
     asked = ("--prompt", "box", "--roi", "box-context:2", "--limit", 4, "--pictures", 0)
-    ended = front("eval.py", *where, *asked)
+    ended = front("eval.py", *where, *asked, "--confidence", "stability")
     assert ended.code == 0, ended.err
     records = {record.id: record for record in read_rsna(data)}
-    growth = {METHODS["sam"].label: 0.5, METHODS["filled_box"].label: 0}
-    scored = [
-        row for row in table(tmp_path / "report" / "per_image.csv") if row["method"] in growth
-    ]
-    assert len(scored) >= 4
+    images = [x for x in table(tmp_path / "report" / "images.csv") if x["choice"] == "model"]
+    growth = {METHODS["box"].label: 0, converted.name: 0.5}
+    scored = [row for row in images if row["method"] in growth]
+    assert {row["method"] for row in scored} == set(growth)
     for row in scored:
         sample, grow = load(records[row["id"]]), growth[row["method"]]
         shown = np.zeros(sample.findings.shape, bool)

@@ -4,6 +4,7 @@ What is asked about is `Marks`, in the original frame; what comes back are all m
 in low resolution, so that a rule may choose among them before any is scaled up.
 """
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,7 +22,7 @@ from pp_jax.sam import Sam
 from pp_jax.types import NEUTRAL
 
 # Shapes are rounded up to these, so that few compile whatever is asked.
-_PROMPTS = 4
+_PROMPTS = 4  # In one call; of more there are several calls.
 _POINTS = (1, 4, 12)  # One click, a scribble, ten clicks; beyond, multiples of the last.
 _CANVAS = 256
 
@@ -89,9 +90,9 @@ def make_asker(
 ) -> Asker:
     """The model, ready to be asked about images of any size.
 
-    The encoder is compiled once; the decoder for each multiple of 4 of the number of prompts and
-    for up to 1, 4 and 12 points in one, with and without boxes alike, and all askers of one model
-    share it; the upscaling, within a second, for each multiple of 256 of the image's sides.
+    The encoder is compiled once; the decoder for up to 1, 4 and 12 points in a prompt, however many
+    prompts there are, with boxes or without, and all askers of one model share it; the upscaling,
+    within a second, for each multiple of 256 of the image's sides.
 
     Args:
       model: SAM.
@@ -133,13 +134,15 @@ def make_asker(
 
 
 def zoomed(asker: Asker, *, roi: regions.Roi) -> Asker:
-    """`asker` on what is cut out of an image; beyond, all logits are `UNSEEN`.
+    """`asker`, which sees whole images, on what is cut out of them; beyond, logits are `UNSEEN`.
 
     A box that leaves the window is clipped to it, a point outside of it is not told. A prompt whose
     box lies outside, or without a box all of whose points do, gets `UNSEEN` everywhere and a
     predicted IoU of 0, with a warning. `embed` raises ValueError for a region around a box where
     none is given.
     """
+    if roi.per == "nothing":
+        return asker
 
     def embed_window(image: Image, box: Box | None = None) -> Embedded:
         window = roi.window(image, box)
@@ -267,7 +270,7 @@ def _decode_marks(
 ) -> Decoded:
     count = _count(marks)
     frames = {"original": embedded.window.size, "resized": embedded.size}
-    slots, low = -(-count // _PROMPTS) * _PROMPTS, model.config.mask_side
+    slots, low = -(-max(count, 1) // _PROMPTS) * _PROMPTS, model.config.mask_side
     width = 0 if marks.points is None else marks.points.shape[1]
     places = next((p for p in _POINTS if width <= p), -(-width // _POINTS[-1]) * _POINTS[-1])
     told = {
@@ -286,9 +289,11 @@ def _decode_marks(
         told["labels"][:count, :width] = marks.labels
     if marks.logits is not None:
         told["masks"][:count] = marks.logits
-    batched = {name: x[None] for name, x in told.items()}
-    answer = _decode(model, variables, embedded.features, batched)
-    return Decoded(*(np.asarray(x)[:count] for x in answer))
+    answers = [
+        _decode(model, variables, embedded.features, {k: x[None, i:j] for k, x in told.items()})
+        for i, j in itertools.pairwise(range(0, slots + 1, _PROMPTS))
+    ]
+    return Decoded(*(np.concatenate(each)[:count] for each in zip(*answers, strict=True)))
 
 
 def _within(marks: Marks, window: regions.Window) -> tuple[Marks, Bool[np.ndarray, " N"]]:
