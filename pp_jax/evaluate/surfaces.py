@@ -13,10 +13,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int64
 from scipy.spatial import cKDTree
-
-UNREACHED = 2**30  # Pixels to the next one outside the mask, where a row has none.
 
 
 class Gaps(NamedTuple):
@@ -123,31 +121,29 @@ def opened(mask: Bool[np.ndarray, "H W"], *, radius: float) -> Bool[np.ndarray, 
     A disc is the pixels within `radius` of its centre pixel, which lies in the image; what of it
     lies beyond the border counts as fitting, so that an object cut by the border is not thin there.
     """
-    return ~_eroded(~_eroded(mask, radius=radius), radius=radius)
+    rows = _extent(mask.any(1))
+    box = rows, _extent(mask[rows].any(0))
+    union = np.zeros_like(mask)
+    union[box] = ~_eroded(~_eroded(mask[box], radius=radius), radius=radius)
+    return union
 
 
 def _eroded(mask: Bool[np.ndarray, "H W"], *, radius: float) -> Bool[np.ndarray, "H W"]:
     """The pixels around which the whole disc, or what of it is in the image, is in the mask.
 
-    A disc is a pile of rows: each asks only how far the next pixel outside is, left or right.
+    A disc is a pile of rows, from a short one on top to the longest in the middle: each is had by
+    widening the last.
     """
-    free = _run(mask)
-    eroded = mask.copy()
-    for shift in range(min(math.floor(radius), len(mask) - 1) + 1):
-        fits = free > math.floor(math.sqrt(radius**2 - shift**2))
-        eroded[: len(mask) - shift] &= fits[shift:]
-        eroded[shift:] &= fits[: len(mask) - shift]
+    height = len(mask)
+    eroded, fits, reach = mask.copy(), mask.copy(), 0
+    for shift in range(math.floor(radius), -1, -1):
+        while reach < math.floor(math.sqrt(radius**2 - shift**2)):
+            reach += 1
+            fits[:, reach:] &= mask[:, :-reach]
+            fits[:, :-reach] &= mask[:, reach:]
+        eroded[: max(height - shift, 0)] &= fits[shift:]
+        eroded[shift:] &= fits[: max(height - shift, 0)]
     return eroded
-
-
-def _run(mask: Bool[np.ndarray, "H W"]) -> Int32[np.ndarray, "H W"]:
-    """How far the nearest pixel outside the mask is in the same row; 0 for such pixels."""
-    column = np.arange(mask.shape[1], dtype=np.int32)
-    left = np.where(mask, np.int32(-UNREACHED), column)
-    np.maximum.accumulate(left, axis=1, out=left)
-    right = np.where(mask, np.int32(UNREACHED), column)[:, ::-1]
-    right = np.minimum.accumulate(right, axis=1)[:, ::-1]
-    return np.minimum(column - left, right - column)
 
 
 def _extent(held: Bool[np.ndarray, " n"]) -> slice:
