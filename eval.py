@@ -1,220 +1,286 @@
-"""`python eval.py`: score a checkpoint beside guesses that see no pixel. See `--help`."""
+"""`python eval.py`: score models beside guesses that see no pixel, and report. See `--help`."""
 
-import dataclasses
 import itertools
-import shutil
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from data import records, sources, splits, targets
+from data import held_out, outlines, records, sources, splits, targets
 from pp_jax import cli, config, sharding
 from pp_jax.config import EvalConfig
+from pp_jax.evaluate import journal, report, strata
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
-from pp_jax.evaluate.methods import PROTOCOLS, Subject, Tools
+from pp_jax.evaluate.methods import METHODS, Method, Source, Told, guess, parse_methods
+from pp_jax.evaluate.models import CONFIDENCE_HELP, check_confidence
+from pp_jax.evaluate.protocols import HELP, Protocol, parse_protocols, read_prompts
 from pp_jax.evaluate.score import score
-from pp_jax.finetune import runs
-from pp_jax.predict.predictor import make_segment
+from pp_jax.evaluate.subjects import Subject
+from pp_jax.finetune import compared, runs
+from pp_jax.finetune.compared import Entry, Member
 from pp_jax.preprocess import roi
-from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe, make_stage
-from pp_jax.sam import Sam, sized
+from pp_jax.preprocess.stage import SPECS, describe
+from pp_jax.sam import sized
 
 CHOICES = {
     "target": targets.TARGETS,
-    "prompt": ("", *PROTOCOLS),
     "part": (*reversed(splits.PARTS), "all"),
     "recipe": ("", *config.RECIPES),
     "device": cli.DEVICES,
 }
-CHECKED = SPECS | {"data": (sources.check_names, sources.HELP)}
+CHECKED = SPECS | {
+    "data": (sources.check_names, sources.HELP),
+    "prompt": (parse_protocols, HELP),
+    "by": (strata.check_by, ", ".join(strata.BY)),
+    "confidence": (check_confidence, CONFIDENCE_HELP),
+    "primary": (report.parse_primary, "METRIC@PROTOCOL"),
+}
+GUESSES = tuple(name for name in METHODS if name not in ("swap", "blind"))
+BOXES = ("box", "jitter", "box+point")  # Protocols whose prompt is made of an object's box.
+
+Served = Mapping[Path, frozenset[str]]  # The patients that each run may be scored on.
 
 
 def main() -> None:
     """Evaluate as the command line says."""
     with cli.one_line_errors():
-        settings = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=CHECKED)
+        asked = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=CHECKED)
         cli.require_clone()
-        mesh = sharding.make_mesh(cli.devices(settings.device)[:1])
-        folder = Path(settings.checkpoint or config.resolve(config.TrainConfig()).out)
-        loaded = runs.load(folder, mesh=mesh)
+        mesh = sharding.make_mesh(cli.devices(asked.device)[:1])
+        told, lines = name_methods(asked)
+        entries, missing = compared.line_up(told, asked, twins="blind" in lines)
+        first = entries[0].members[0]
         settings = config.resolve_eval(
-            settings, folder=str(folder), run=loaded.config, look=loaded.look
+            asked, folder=told[0].folders[0], run=first.run, look=first.look
         )
-        look = config.override(
-            loaded.look,
-            filter=settings.filter,
-            fusion=settings.fusion,
-            blend=settings.blend,
-            roi=settings.roi,
+        everything, sets = open_records(settings, entries)
+        served = serve(everything, sets, entries, part=settings.part)
+        entries = [compared.apart(entry, served) for entry in entries]
+        allowed = compared.common_patients(entries, served)
+        chosen, protocols = choose(everything, settings, allowed)
+        require_boxes(entries, protocols)
+        images = [to_source(record, settings) for record in chosen]
+        wanted = compared.Wanted(
+            asked, check_confidence(asked.confidence), "auto" in protocols, mesh
         )
-        require_boxes(settings)
-        sets, own = find_sets(settings, loaded.config)
-        opened = sources.open_sets(sets)
-        everything = records.draw_as(itertools.chain(*opened), settings.target)
-        if loaded.config is not None and not own:
-            everything = leave_out_seen(everything, sets, folder, loaded.config)
-        chosen = choose(everything, settings, folder, own=own)
-        model = Sam(sized(loaded.variant, settings.image_size))
-        stage = make_stage(look, side=model.config.image_size)
-        print(describe(look, side=model.config.image_size))
-        fit = PREPARATIONS[look.preprocess].fit
-        segment = make_segment(model, loaded.variables, stage=stage, fit=fit, roi=look.roi)
+        swapped = "swap" in lines and len({image.patient for image in images}) > 1
+        swap = compared.swap_partners(images, seed=asked.seed) if swapped else None
+        methods = make_methods(entries, wanted, served, everything, swap=swap)
+        atlas_of = make_atlas(entries[0], served, everything)
+        exact = () if any(record.from_box for record in chosen) else ("box",)
+        methods += [guess(line, atlas_of, also=exact) for line in lines if line in GUESSES]
+        plan = report.make_plan(
+            settings,
+            protocols,
+            compared.facts(entries, swapped=swapped),
+            missing=missing,
+            images=images,
+        )
         out = Path(settings.out)
-        partial_out = cli.fresh_folder(out, ours="summary.json")
-        tables = score(
-            partial_out,
-            [partial(read, record) for record in chosen],
-            Tools(segment, make_atlas(folder, loaded, everything)),
-            prompt=settings.prompt,
-            seed=settings.seed,
-            pictures=settings.pictures,
-            title=f"{loaded.variant} on {settings.data}, part: {settings.part}",
-            settings=dataclasses.asdict(settings)
-            | {"variant": loaded.variant, "step": loaded.step},
+        book = journal.open_journal(cli.partial_folder(out, ours=report.SUMMARY), plan)
+        stored = read_prompts(Path(settings.prompts)) if settings.prompts else {}
+        scores = score(
+            book, methods, images, protocols=protocols, seed=settings.seed, stored=stored
         )
-        shutil.rmtree(out, ignore_errors=True)
-        partial_out.rename(out)
-        print(f"\n{tables}\n{out}: tables, per_image.csv, prompts.json and overlays")
+        text = report.write(
+            book.path.parent, scores, plan, methods, images, count=settings.pictures
+        )
+        if settings.kaggle_submission:
+            report.write_submission(Path(settings.kaggle_submission), scores, plan)
+        journal.close(book)
+        cli.put_folder(book.path.parent, out)
+        print(f"\n{text}\n{out}: report.html, table.md, results.csv, images.csv, overlays")
 
 
-def require_boxes(settings: EvalConfig) -> None:
-    """Nothing, when the marks are boxes or no region of interest needs them.
+def name_methods(asked: EvalConfig) -> tuple[list[Told], list[str]]:
+    """The models to compare, one checkpoint if none is named, and the lines beside them.
 
     Raises:
-      ValueError: Another prompt with a region around each box.
+      ValueError: `--checkpoint` beside models of `--methods`.
     """
-    if roi.make(settings.roi).per == "box" and settings.prompt != "box":
+    models, lines = parse_methods(asked.methods)
+    if asked.checkpoint and models:
         raise ValueError(
-            f"--roi {settings.roi} cuts around boxes, and --prompt {settings.prompt} marks none: "
-            "choose --prompt box, or --roi none or content"
+            f"--checkpoint {asked.checkpoint} beside models of --methods: name all of them there"
         )
+    if not models:
+        folder = (asked.checkpoint or config.resolve(config.TrainConfig()).out).rstrip("/")
+        models = [Told(Path(folder).name, (folder,), {}, ())]
+    return models, lines
 
 
-def find_sets(settings: EvalConfig, run: config.TrainConfig | None) -> tuple[sources.Sets, bool]:
-    """The data sets to score, and whether they are the run's own, which have test patients.
-
-    Raises:
-      ValueError: Other sets that share pictures with the run's, or own ones beside others.
-    """
-    asked = sources.name_sets(settings.data, settings.data_dir)
-    if run is None:
-        return asked, False
-    trained = sources.name_sets(run.data, run.data_dir)
-    if held := sources.among(asked, trained):
-        return held, True
-    for name, _ in asked.values():
-        for other, _ in trained.values():
-            sources.check_apart(other, name)
-    return asked, False
-
-
-def leave_out_seen(
-    everything: Sequence[records.Record], sets: sources.Sets, folder: Path, run: config.TrainConfig
-) -> list[records.Record]:
-    """The records without those that the run was fitted on in a copy of the same data set.
-
-    A copy, such as a prepared one, is told by its name: left out are the patients and images that
-    the run has by the same names. `folder` and `synthetic` are names of many sets; one of them is a
-    copy if it has most of the run's images.
-    """
-    trained = sources.name_sets(run.data, run.data_dir)
-    patients, images = (
-        {name for part in ("train", "validation") for name in parts.get(part, ())}
-        for parts in (runs.read_split(folder), runs.read_images(folder))
+def trained(member: Member) -> held_out.Trained | None:
+    """What a run was fitted on; None of converted weights."""
+    if member.run is None:
+        return None
+    return held_out.Trained(
+        str(member.folder),
+        sources.name_sets(member.run.data, member.run.data_dir),
+        runs.read_split(member.folder),
+        runs.read_images(member.folder),
     )
-    seen: set[str] = set()
-    for alias, (name, _) in sets.items():
-        own = [record for record in everything if record.dataset == alias]
-        for other, (same, _) in trained.items():
-            if name == same:
-                ids = {r.id for r in own if _renamed(r.id, alias, other) in images}
-                people = {r.patient for r in own if _renamed(r.patient, alias, other) in patients}
-                people |= {record.patient for record in own if record.id in ids}
-                if sources.DATASETS[name].source_of or 2 * len(ids) > len(images):
-                    seen |= people
-    kept = [record for record in everything if record.patient not in seen]
-    if len(kept) < len(everything):
-        warnings.warn(
-            f"{len(everything) - len(kept)} of {len(everything)} images are left out: {folder} was "
-            "trained or validated on their patients, in another copy of the data set",
-            stacklevel=2,
+
+
+def open_records(
+    settings: EvalConfig, entries: Sequence[Entry]
+) -> tuple[list[records.Record], sources.Sets]:
+    """The records of the data sets, and the sets by the names that they have in the first run."""
+    asked = sources.name_sets(settings.data, settings.data_dir)
+    known = [trained(member) for entry in entries for member in entry.members]
+    fitted = next((run for run in known if run is not None), None)
+    sets = held_out.find_sets(asked, fitted.sets if fitted else None)
+    opened = sources.open_sets(sets)
+    return records.draw_as(itertools.chain(*opened), settings.target), sets
+
+
+def serve(
+    everything: Sequence[records.Record],
+    sets: sources.Sets,
+    entries: Sequence[Entry],
+    *,
+    part: str,
+) -> Served:
+    """The patients that each run, or converted weights, may be scored on."""
+    patients = frozenset(record.patient for record in everything)
+    served = {}
+    for member in itertools.chain(*(entry.members for entry in entries)):
+        fitted = trained(member)
+        served[member.folder] = (
+            patients if fitted is None else held_out.unseen(everything, sets, fitted, part=part)
         )
-    return kept
-
-
-def _renamed(name: str, alias: str, other: str) -> str:
-    """A name in the set `alias` as `other` has it: of several sets, each puts its own in front."""
-    bare = name.removeprefix(f"{alias}.") if alias else name
-    return f"{other}.{bare}" if other else bare
+    return served
 
 
 def choose(
-    everything: Sequence[records.Record], settings: EvalConfig, folder: Path, *, own: bool
-) -> list[records.Record]:
-    """The records to score; of the run's own data, those of the part that is asked for.
+    everything: Sequence[records.Record], settings: EvalConfig, allowed: frozenset[str]
+) -> tuple[list[records.Record], dict[str, Protocol]]:
+    """The records to score, and the protocols; of `all` those whose prompt is not the answer.
 
     Raises:
-      ValueError: None is left, box prompts on targets that are these boxes, or a run's prompt that
-        is for training alone.
+      ValueError: No record is left, or box prompts on targets that are these boxes.
     """
-    if settings.prompt not in PROTOCOLS:
-        raise ValueError(
-            f"{folder}: trained with --prompt {settings.prompt}, which eval.py cannot draw; choose "
-            f"--prompt {', '.join(PROTOCOLS)}"
-        )
-    part = settings.part if own else "all"
-    patients = {record.patient for record in everything}
-    if part != "all":
-        patients &= set(runs.read_split(folder)[part])
-    patients = set(sorted(patients)[: settings.limit])
+    protocols = parse_protocols(settings.prompt)
+    patients = frozenset(sorted(allowed)[: settings.limit])
     chosen = [record for record in everything if record.patient in patients]
-    if PROTOCOLS[settings.prompt].needs_objects:
+    if all(protocol.needs_objects for protocol in protocols.values()):
         chosen = [record for record in chosen if record.boxes]
     if not chosen:
         raise ValueError(
             f"{settings.data_dir}: no image to score with --prompt {settings.prompt} in part "
-            f"{part!r}; choose another --part, or --prompt none for images without boxes"
+            f"{settings.part!r}; choose another --part, or --prompt none for images without boxes"
         )
-    boxes = [record for record in chosen if record.from_box and record.boxes]
-    if settings.prompt == "box" and boxes:
+    same = [record for record in chosen if record.from_box and record.boxes]
+    kept = {s: p for s, p in protocols.items() if not same or s.partition(":")[0] not in BOXES}
+    if len(kept) < len(protocols) and settings.prompt != "all":
         raise ValueError(
-            f"{settings.data_dir}: {len(boxes)} images (first: {boxes[0].id}) have no masks as "
-            f"targets (target: {boxes[0].kind}), so a box prompt would contain the answer; use "
+            f"{settings.data_dir}: {len(same)} images (first: {same[0].id}) have no masks as "
+            f"targets (target: {same[0].kind}), so a box prompt would contain the answer; use "
             "--prompt point or none"
         )
     count = len({record.patient for record in chosen})
-    whose = "" if own else " (not a run's own data)"
-    print(f"scoring {len(chosen)} images of {count} patients, part: {part}{whose}")
-    return chosen
+    print(f"scoring {len(chosen)} images of {count} patients, part: {settings.part}")
+    return chosen, kept
+
+
+def require_boxes(entries: Sequence[Entry], protocols: Mapping[str, Protocol]) -> None:
+    """Nothing, when no region of interest needs boxes that a protocol does not mark.
+
+    Raises:
+      ValueError: A prompt without boxes, with a region around each box.
+    """
+    without = [spec for spec in protocols if spec.partition(":")[0] not in BOXES]
+    for member in itertools.chain(*(entry.members for entry in entries)):
+        if without and roi.make(member.look.roi).per == "box":
+            raise ValueError(
+                f"--roi {member.look.roi} cuts around boxes, and --prompt {without[0]} marks none: "
+                "choose --prompt box, or --roi none or content"
+            )
+
+
+def make_methods(
+    entries: Sequence[Entry],
+    wanted: compared.Wanted,
+    served: Served,
+    everything: Sequence[records.Record],
+    *,
+    swap: Mapping[tuple[str, str], Source] | None,
+) -> list[Method]:
+    """Each model, and beside it the same model shown another patient's image."""
+    methods = []
+    for entry in entries:
+        for member in entry.members:
+            side = sized(member.variant, compared.image_size(member, wanted)).image_size
+            print(f"{entry.name}: {describe(member.look, side=side)}")
+            make = partial(
+                compared.make_method,
+                member,
+                wanted,
+                patients=served[member.folder],
+                fit=to_fit(member, everything, wanted) if wanted.automatic else (),
+            )
+            methods.append(make())
+            if swap is not None and entry.kind == "model":
+                methods.append(make(swap=swap))
+    return methods
+
+
+def to_fit(
+    member: Member, everything: Sequence[records.Record], wanted: compared.Wanted
+) -> list[Source]:
+    """The run's own training images, if they are among the data."""
+    if member.run is None:
+        return []
+    patients = set(runs.read_split(member.folder)["train"])
+    images = set(runs.read_images(member.folder).get("train", ()))
+    return [
+        to_source(record, wanted.settings)
+        for record in everything
+        if record.patient in patients and record.id in images
+    ]
 
 
 def make_atlas(
-    folder: Path, loaded: runs.Loaded, everything: Sequence[records.Record]
+    entry: Entry, served: Served, everything: Sequence[records.Record]
 ) -> Callable[[str], Atlas]:
-    """The mean shape for a patient: the run's training shapes, or those of all other patients."""
-    if loaded.config is not None:
-        atlas = runs.read_atlas(folder)
-        return lambda patient: atlas
+    """What controls know for a patient: the first model's training part, or all other patients."""
+    of_patient: dict[str, Atlas] = {}
+    for member in entry.members:
+        if member.run is not None:
+            atlas = runs.read_atlas(member.folder)
+            of_patient |= dict.fromkeys(served[member.folder], atlas)
+    if of_patient:
+        return of_patient.__getitem__
     by_patient = defaultdict(list)
     for record in everything:
         by_patient[record.patient].append(record)
-    crops = {name: records.object_crops(own) for name, own in by_patient.items()}
-    return leave_one_patient_out(crops).__getitem__
+    drawn = {name: outlines.outlines(own) for name, own in by_patient.items()}
+    return leave_one_patient_out(drawn).__getitem__
 
 
-def read(record: records.Record) -> Subject:
-    """The record with its pixels."""
+def to_source(record: records.Record, settings: EvalConfig) -> Source:
+    """The record as an image that is read when it is needed."""
+    dataset = record.dataset or settings.data
+    return Source(dataset, record.id, record.patient, partial(read, record, dataset))
+
+
+def read(record: records.Record, dataset: str) -> Subject:
+    """The record with its pixels, and what is known of it."""
     sample = records.load(record)
+    facts = record.facts
     return Subject(
-        record.id,
-        record.patient,
-        sample.target,
-        sample.image,
-        sample.objects,
-        sample.boxes,
-        sample.findings,
+        id=record.id,
+        patient=record.patient,
+        dataset=dataset,
+        target=sample.target,
+        label=record.label,
+        view=facts.view,
+        sex=facts.sex,
+        age=facts.age,
+        spacing=facts.spacing,
+        image=sample.image,
+        objects=sample.objects,
+        boxes=sample.boxes,
+        findings=sample.findings,
     )
 
 

@@ -152,9 +152,24 @@ def fresh_folder(out: Path, *, ours: str) -> Path:
     Raises:
       ValueError: `out` holds something that is not an older output, known by the file `ours`.
     """
-    if out.exists() and not (out / ours).is_file() and (out.is_file() or any(out.iterdir())):
-        raise ValueError(f"--out {out}: not empty, and no older report; choose another folder")
-    partial = out.with_name(out.name + ".partial")
+    partial = partial_folder(out, ours=ours)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
+
+
+def partial_folder(out: Path, *, ours: str) -> Path:
+    """Where an output is made before it is renamed to `out`; what lies there may be gone on with.
+
+    Raises:
+      ValueError: `out` holds something that is not an older output, known by the file `ours`.
+    """
+    if out.exists() and not (out / ours).is_file() and (out.is_file() or any(out.iterdir())):
+        raise ValueError(f"--out {out}: not empty, and no older report; choose another folder")
+    return out.with_name(out.name + ".partial")
+
+
+def put_folder(partial: Path, out: Path) -> None:
+    """The folder has its final name; an older one of that name is gone."""
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)

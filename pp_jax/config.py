@@ -452,10 +452,8 @@ def resolve_eval(
     _check_seed(settings.seed)
     other_look = () if shown == look else name_of(shown)
     where = data.translate(SAFE)
-    report = "-".join(
-        ("eval", where, prompt.translate(SAFE), *other_look)
-        + (*_target_name(settings.target), settings.part)
-    )
+    parts = ["eval", where, prompt.translate(SAFE), *other_look, *_target_name(settings.target)]
+    report = "-".join([*parts, settings.part])
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
     joint = "/" if run is not None else "-"
     several = len(settings.methods) > 1

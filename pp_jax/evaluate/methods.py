@@ -52,6 +52,7 @@ class Method(NamedTuple):
     seed: str  # Which of several runs; of a control, nothing.
     serves: Callable[[str], bool]  # Of a patient: a fold answers for its own test patients.
     open: Callable[[Sequence[Source]], Run]  # Given the images that it will be asked for.
+    also: tuple[str, ...] = ()  # Protocols that it alone is asked under.
 
 
 class Told(NamedTuple):
@@ -114,7 +115,7 @@ def _parse_model(text: str) -> Told:
     return Told(name or default, paths, look, tuple(refine))
 
 
-def guess(row: str, atlas_of: Callable[[str], Atlas]) -> Method:
+def guess(row: str, atlas_of: Callable[[str], Atlas], *, also: tuple[str, ...] = ()) -> Method:
     """A row of `CONTROLS` or of `SIMPLE`, told what the models are told.
 
     Under a protocol that marks nothing, those that need marks are left out; and under one that
@@ -123,6 +124,7 @@ def guess(row: str, atlas_of: Callable[[str], Atlas]) -> Method:
     Args:
       row: Its name.
       atlas_of: Of a patient, what was fitted on others.
+      also: Protocols that it is asked under beside those of the models.
     """
 
     def run(subject: Subject, drawn: Mapping[str, Drawn]) -> Iterator[Outcome]:
@@ -136,7 +138,7 @@ def guess(row: str, atlas_of: Callable[[str], Atlas]) -> Method:
             masks = _guess(row, subject, one.marks, atlas)
             yield _guessed(spec, protocol, masks, seconds=perf_counter() - start)
 
-    return Method(METHODS[row].label, "", lambda patient: True, lambda sources: run)
+    return Method(METHODS[row].label, "", lambda patient: True, lambda sources: run, also)
 
 
 def _guess(row: str, subject: Subject, marks: Marks, atlas: Atlas) -> Bool[np.ndarray, "N H W"]:

@@ -30,7 +30,23 @@ from pp_jax.predict.refine import refine
 JITTERED = 6  # Draws of other marks, for the agreement among their masks.
 _TOP = 0.01  # Share of an image's pixels that its score as a whole is read from.
 
+COMPUTED = ("stability", "jitter", "tta", "filters")
+CONFIDENCE_HELP = ", ".join(COMPUTED)
+
 Image = UInt8[np.ndarray, "H W 3"]
+
+
+def check_confidence(spec: str) -> frozenset[str]:
+    """The scores of confidence that a list with commas names.
+
+    Raises:
+      ValueError: An unknown one.
+    """
+    names = [name.strip() for name in spec.split(",") if name.strip()]
+    for name in names:
+        if name not in COMPUTED:
+            raise ValueError(f"--confidence {name!r}: choose among {', '.join(COMPUTED)}")
+    return frozenset(names)
 
 
 class Asked(NamedTuple):

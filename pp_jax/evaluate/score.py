@@ -1,7 +1,6 @@
 """Every image scored by every method: rows of figures, one per object and one per image."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,10 +8,10 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from pp_jax.evaluate import ambiguity, calibration, errors, journal, matching, spacing
-from pp_jax.evaluate.metrics import emptiness, measure
 from pp_jax.evaluate.detection import Scored
 from pp_jax.evaluate.methods import Method, Outcome, Source
-from pp_jax.evaluate.protocols import Drawn, Protocol, draw_marks, to_plain
+from pp_jax.evaluate.metrics import emptiness, measure
+from pp_jax.evaluate.protocols import Drawn, Protocol, draw_marks, parse_protocol, to_plain
 from pp_jax.evaluate.subjects import CONFIDENCES, MODEL, Row, Subject
 from pp_jax.preprocess.colour import to_grey
 
@@ -59,7 +58,8 @@ def score(
             run = method.open([source for _, source in left]) if left else None
             for key, source in left:
                 subject = source.read()
-                drawn = _draw(subject, protocols, seed=seed, stored=stored)
+                asked = dict.fromkeys([*protocols, *method.also])
+                drawn = _draw(subject, asked, seed=seed, stored=stored)
                 outcomes = run(subject, drawn)
                 journal.write_line(book, key, _line(method, subject, drawn, outcomes))
                 bar.update()
@@ -68,16 +68,15 @@ def score(
 
 def _draw(
     subject: Subject,
-    protocols: Mapping[str, Protocol],
+    specs: Iterable[str],
     *,
     seed: int,
     stored: Mapping[str, Mapping[str, Drawn]],
 ) -> dict[str, Drawn]:
     """The prompts of one image, by protocol; none where there is nothing to mark."""
     drawn = {}
-    for spec, protocol in protocols.items():
-        if protocol.needs_objects and not len(subject.objects):
-            warnings.warn(f"{subject.id}: no object to mark, left out of {spec}", stacklevel=2)
+    for spec in specs:
+        if parse_protocol(spec)[1].needs_objects and not len(subject.objects):
             continue
         held = stored.get(spec, {}).get(subject.id)
         drawn[spec] = draw_marks(spec, subject, seed=seed) if held is None else held

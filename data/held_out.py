@@ -1,0 +1,97 @@
+"""Which images a run may be scored on: those of patients that it was not fitted on."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data import sources
+from data.records import Record
+
+FITTED = ("train", "validation")
+
+
+class Trained(NamedTuple):
+    """What a run was fitted on."""
+
+    name: str  # The run, for messages.
+    sets: sources.Sets
+    patients: Mapping[str, Sequence[str]]  # Of each part.
+    images: Mapping[str, Sequence[str]]  # Ids, of each part; empty of an old run.
+
+
+def find_sets(asked: sources.Sets, trained: sources.Sets | None) -> sources.Sets:
+    """The data sets to score, by the names that they have in the run, if it was trained on them.
+
+    Raises:
+      ValueError: Sets that share pictures with the run's, or its own ones beside others.
+    """
+    if trained is None:
+        return asked
+    if held := sources.among(asked, trained):
+        return held
+    for name, _ in asked.values():
+        for other, _ in trained.values():
+            sources.check_apart(other, name)
+    return asked
+
+
+def is_own(sets: sources.Sets, trained: sources.Sets) -> bool:
+    """Whether all data sets are those that a run was trained on, by the same names."""
+    return all(
+        alias in trained
+        and (name, path.resolve()) == (trained[alias][0], _resolved(trained, alias))
+        for alias, (name, path) in sets.items()
+    )
+
+
+def _resolved(sets: sources.Sets, alias: str) -> Path:
+    return sets[alias][1].resolve()
+
+
+def unseen(
+    everything: Sequence[Record], sets: sources.Sets, run: Trained, *, part: str
+) -> frozenset[str]:
+    """The patients of the records that a run may be scored on.
+
+    Of its own data those of `part`, or all. Of other data all but those that it was fitted on in a
+    copy of the same set, such as a prepared one, which is told by its name. `folder` and
+    `synthetic` are names of many sets; one of them is a copy if it has most of the run's images. A
+    warning says how many are left out.
+    """
+    patients = frozenset(record.patient for record in everything)
+    if is_own(sets, run.sets):
+        return patients if part == "all" else patients & frozenset(run.patients[part])
+    kept = patients - _seen(everything, sets, run)
+    left_out = sum(record.patient not in kept for record in everything)
+    if left_out:
+        warnings.warn(
+            f"{left_out} of {len(everything)} images are left out: {run.name} was trained or "
+            "validated on their patients, in another copy of the data set",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _seen(everything: Sequence[Record], sets: sources.Sets, run: Trained) -> set[str]:
+    patients, images = (
+        {name for part in FITTED for name in parts.get(part, ())}
+        for parts in (run.patients, run.images)
+    )
+    seen: set[str] = set()
+    for alias, (name, _) in sets.items():
+        own = [record for record in everything if record.dataset == alias]
+        for other, (same, _) in run.sets.items():
+            if name == same:
+                ids = {r.id for r in own if _renamed(r.id, alias, other) in images}
+                people = {r.patient for r in own if _renamed(r.patient, alias, other) in patients}
+                people |= {record.patient for record in own if record.id in ids}
+                if sources.DATASETS[name].source_of or 2 * len(ids) > len(images):
+                    seen |= people
+    return seen
+
+
+def _renamed(name: str, alias: str, other: str) -> str:
+    """A name in the set `alias` as `other` has it: of several sets, each puts its own in front."""
+    bare = name.removeprefix(f"{alias}.") if alias else name
+    return f"{other}.{bare}" if other else bare
