@@ -3,22 +3,26 @@
 import dataclasses
 import json
 import re
+import shlex
 from typing import Any
 
 import pytest
 
-from pp_jax import prompts, sharding
+from pp_jax import cli, prompts, sharding
 from pp_jax.config import (
     PRESETS,
     RECIPES,
     EvalConfig,
     Look,
     TrainConfig,
+    blind_twin,
     differences,
+    fold_of,
     look_of,
     override,
     resolve,
     resolve_eval,
+    twin_command,
 )
 from pp_jax.finetune import optimize, trainable
 from pp_jax.preprocess import filters
@@ -84,7 +88,7 @@ def test_every_name_in_a_resolved_config_is_a_row_of_its_table(variant: str) -> 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_resolved_config_leaves_nothing_open(variant: str) -> None:
     config = resolve(TrainConfig(variant=variant))
-    may_be_open = {"steps", "warmup", "limit", "save_every", "image_size"}
+    may_be_open = {"steps", "warmup", "limit", "save_every", "image_size", "folds", "fold"}
     open_fields = {k for k, v in dataclasses.asdict(config).items() if v is None}
     assert open_fields <= may_be_open
     assert config.trainable
@@ -181,6 +185,109 @@ def test_a_value_out_of_range_is_named_with_its_flag(field: str, value: Any) -> 
 def test_the_ends_of_a_range_are_in_it(field: str, value: Any) -> None:
     config = resolve(dataclasses.replace(TrainConfig(), **{field: value}))
     assert getattr(config, field) == value
+
+
+KINDS = (
+    {},
+    {"trainable": "decoder"},
+    {"fusion": "learned"},
+    {"fusion": "learned", "trainable": "decoder+fusion"},
+    {"trainable": "decoder", "embeddings": "float32"},
+    {"trainable": "decoder", "embeddings": "bfloat16"},
+    {"folds": 5},
+    {"folds": 3},
+    {"train_on": "finding=COVID-19,SARS"},
+    {"train_on": "finding=COVID-19"},
+    {"seed": 1},
+    {"seed": 1, "folds": 5},
+    {"blind": True},
+)
+
+
+def test_runs_of_two_kinds_do_not_share_a_folder_and_a_preset_is_not_named() -> None:
+    names = [resolve(TrainConfig(**kind)).out for kind in KINDS]
+    assert len(set(names)) == len(KINDS)
+    assert all(re.fullmatch(r"runs/[\w.,+-]+", name) for name in names)
+    assert resolve(TrainConfig(trainable="full", seed=0)).out == names[0]
+    odd = resolve(TrainConfig(train_on="finding=No Lung Opacity / Not Normal,A|B"))
+    assert re.fullmatch(r"runs/[\w.,+-]+", odd.out)
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"folds": 1}, "--folds 1: must be at least 2"),
+        ({"fold": 0}, "--fold 0: give --folds"),
+        ({"folds": 3, "fold": 3}, "--fold 3: give --folds, and a number from 0 below that"),
+        ({"folds": 3, "train_on": "sex=F"}, "--folds 3 and --train-on sex=F: each says who is"),
+        ({"folds": 3, "test": 0.3}, "--folds 3 and --test 0.3: each says who is tested"),
+        ({"train_on": "sex=F", "test": 0.3}, "--train-on sex=F and --test 0.3: each says who"),
+    ],
+)
+def test_who_is_tested_is_said_once(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(TrainConfig(**choices))
+
+
+def typed(command: str) -> TrainConfig:
+    """What a shell and the front make of a command."""
+    program, front, *args = shlex.split(command)
+    assert (program, front) == ("python", "train.py")
+    return resolve(cli.parse(TrainConfig, prog=front, args=args))
+
+
+SEEING = (
+    {},
+    {"recipe": "edges"},
+    {"filter": "sobel", "fusion": "blend", "blend": 0.25, "roi": "content"},
+    {"fusion": "learned"},
+    {"variant": "vit_b", "trainable": "full", "lr": 0.25, "batch": 3, "epochs": None, "steps": 7},
+    {
+        "variant": "vit_h",
+        "init": "random",
+        "data": "cxr_seg",
+        "data_dir": "my data",
+        "balance": True,
+    }
+    | {"prompt": "none"},
+    {"train_on": "finding=COVID-19,No Finding", "seed": 4, "image_size": 512},
+    {"out": "runs/my run", "remat": True},
+    {"folds": 5, "fold": 2},
+    {"folds": 5, "fold": 2, "out": "cross"},
+)
+
+
+@pytest.mark.parametrize("choices", SEEING)
+def test_a_blind_twin_differs_in_what_it_is_shown_and_its_command_trains_it(
+    choices: dict[str, Any],
+) -> None:
+    run = resolve(TrainConfig(**choices))
+    if run.fold is not None:
+        run = fold_of(run, run.fold)
+    twin = blind_twin(run)
+    assert (twin.filter, twin.fusion) == ("blank", "replace")
+    assert twin.out != run.out
+    shown = {"filter", "fusion", "blend"} | ({"trainable"} if run.fusion == "learned" else set())
+    assert differences(dataclasses.asdict(run), twin).keys() <= shown
+    again = typed(twin_command(run))
+    again = again if again.fold is None else fold_of(again, again.fold)
+    assert again == twin
+
+
+@pytest.mark.parametrize("choices", [choices for choices in SEEING if "out" not in choices])
+def test_blind_is_the_same_as_the_twin_of_what_the_other_flags_say(choices: dict[str, Any]) -> None:
+    whole = {name: value for name, value in choices.items() if name != "fold"}
+    twin = blind_twin(resolve(TrainConfig(**whole)))
+    blind = resolve(TrainConfig(**choices, blind=True))
+    assert blind == dataclasses.replace(twin, fold=choices.get("fold"))
+
+
+def test_the_twin_of_a_default_run_is_named_as_any_run_and_another_stands_beside_it() -> None:
+    assert blind_twin(resolve(TrainConfig(filter="sobel"))).out == "runs/tiny-synthetic-box-blank"
+    assert blind_twin(resolve(TrainConfig(out="runs/mine"))).out == "runs/mine-blind"
+    fold = fold_of(resolve(TrainConfig(folds=5, fold=2, out="cross")), 2)
+    assert (fold.out, blind_twin(fold).out) == ("cross/fold2", "cross-blind/fold2")
+    assert twin_command(resolve(TrainConfig())) == "python train.py --filter blank"
 
 
 RUN = resolve(
