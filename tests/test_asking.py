@@ -99,8 +99,10 @@ def prompts(kind: str) -> tuple[Marks, list[dict]]:
 # The model.
 
 
-@pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("kind", ["box", "point", "box+point", "none"])
+@pytest.mark.parametrize(
+    ("kind", "single"),
+    [("box", False), ("point", False), ("none", False), ("box", True), ("box+point", True)],
+)
 def test_masks_equal_the_official_predictors(sides, kind, single):
     marks, theirs = prompts(kind)
     want = [sides.theirs(single=single, **prompt) for prompt in theirs]
