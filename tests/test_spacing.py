@@ -22,7 +22,7 @@ def test_only_a_height_of_250_to_600_millimetres_is_a_chest_film():
 
 
 @pytest.mark.parametrize(
-    "spacing", [None, (0.0, 0.0), (math.nan, math.nan), (0.4, math.nan), (0.4, 0), (-0.4, 0.4)]
+    "spacing", [None, (0.0, 0.0), (math.nan, math.nan), (0.4, math.nan), (0.4, 0.0), (-0.4, 0.4)]
 )
 def test_a_spacing_that_is_none_is_not_believed(spacing):
     assert plausible_spacing(spacing, (1000, 1000)) is None
@@ -56,11 +56,11 @@ def test_rows_and_columns_have_spacings_of_their_own():
     outlines = [mask ^ ndimage.binary_erosion(mask) for mask in (prediction, target)]
     away = [ndimage.distance_transform_edt(~outline, sampling=(2, 0.5)) for outline in outlines]
     want = max(np.percentile(away[1 - i][outlines[i]], 95) for i in (0, 1))
-    assert hd95_mm(prediction, target, spacing=(2, 0.5)) == pytest.approx(want)
+    assert hd95_mm(prediction, target, spacing=(2.0, 0.5)) == pytest.approx(want)
 
 
 def test_an_empty_mask_is_the_diagonal_of_the_film_away_and_two_are_together():
     empty, full = np.zeros((300, 200), bool), np.ones((300, 200), bool)
-    assert hd95_mm(empty, full, spacing=(1, 2)) == 500
-    assert hd95_mm(full, empty, spacing=(1, 2)) == 500
-    assert hd95_mm(empty, empty, spacing=(1, 2)) == 0
+    assert hd95_mm(empty, full, spacing=(1.0, 2.0)) == 500
+    assert hd95_mm(full, empty, spacing=(1.0, 2.0)) == 500
+    assert hd95_mm(empty, empty, spacing=(1.0, 2.0)) == 0

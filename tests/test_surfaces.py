@@ -57,7 +57,7 @@ def test_the_crop_changes_no_distance_and_no_thin_part(name):
     for got, want in zip(surfaces.gaps(*cropped), surfaces.gaps(prediction, target), strict=True):
         np.testing.assert_array_equal(got, want)
     thin = [
-        np.count_nonzero(mask & ~surfaces.opened(mask, radius=4)) for mask in (target, cropped[1])
+        np.count_nonzero(mask & ~surfaces.opened(mask, radius=4.0)) for mask in (target, cropped[1])
     ]
     assert thin[0] == thin[1] > 0
 
@@ -92,7 +92,7 @@ def test_two_pixels_are_as_far_apart_as_pythagoras_says():
     between = surfaces.gaps(line(slice(3, 4), 5), line(slice(6, 7), 9))
     assert (between.to_target.tolist(), between.to_prediction.tolist()) == ([5.0], [5.0])
     assert surfaces.hausdorff95(between) == 5
-    assert surfaces.surface_dice(between, tolerance=5) == 1
+    assert surfaces.surface_dice(between, tolerance=5.0) == 1
     assert surfaces.surface_dice(between, tolerance=4.999) == 0
 
 
@@ -106,10 +106,10 @@ def test_lines_of_two_lengths_give_the_shares_and_percentiles_counted_by_hand():
     assert between.to_prediction.tolist() == pytest.approx([*[2] * 10, *away])
     # The 95th percentile of 21 ordered values is the 20th of them; of 20 it lies lower here.
     assert surfaces.hausdorff95(between) == pytest.approx(math.hypot(2, 10))
-    assert surfaces.surface_dice(between, tolerance=2) == 20 / 41
+    assert surfaces.surface_dice(between, tolerance=2.0) == 20 / 41
     precision, recall = 10 / 20, 10 / 21
     want = 2 * precision * recall / (precision + recall)
-    assert surfaces.boundary_f(between, tolerance=2) == pytest.approx(want)
+    assert surfaces.boundary_f(between, tolerance=2.0) == pytest.approx(want)
 
 
 def test_a_missing_boundary_is_infinitely_far_and_two_missing_ones_agree():
@@ -121,4 +121,6 @@ def test_a_missing_boundary_is_infinitely_far_and_two_missing_ones_agree():
         assert surfaces.boundary_f(one, tolerance=1e9) == 0
     both = surfaces.gaps(nothing, nothing)
     assert surfaces.hausdorff95(both) == 0
-    assert surfaces.surface_dice(both, tolerance=0) == surfaces.boundary_f(both, tolerance=0) == 1
+    assert (
+        surfaces.surface_dice(both, tolerance=0.0) == surfaces.boundary_f(both, tolerance=0.0) == 1
+    )

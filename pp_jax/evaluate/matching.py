@@ -1,8 +1,8 @@
 """Several objects in one image: which component of a prediction is which object.
 
-A component is a set of connected pixels (8-connectivity) of a mask. Between components and objects
-that exclude each other, at most one of each exceeds an IoU of 1/2 with the other; objects may
-overlap here (boxes do), so an assignment decides (Kuhn 1955, by SciPy).
+A component is a set of connected pixels (8-connectivity) of a mask. Where objects do not overlap,
+an IoU above 1/2 leaves no choice; where they do, as boxes may, an assignment decides (the Hungarian
+method, by SciPy).
 """
 
 from collections.abc import Iterable

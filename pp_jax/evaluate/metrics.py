@@ -186,10 +186,10 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         # Of pixels, F1 is Dice: it stands here for readers who look for it.
         "f1": Metric(_dice, True, "F1", ""),
         "area_similarity": Metric(_area_similarity, True, "Area similarity", ""),
-        "boundary_f": Metric(partial(_boundary_f, percent=1), True, "Boundary F at 1 %", ""),
+        "boundary_f": Metric(partial(_boundary_f, percent=1.0), True, "Boundary F at 1 %", ""),
         "nsd_05": Metric(partial(_nsd, percent=0.5), True, "NSD at 0.5 %", ""),
-        "nsd_1": Metric(partial(_nsd, percent=1), True, "NSD at 1 %", ""),
-        "nsd_2": Metric(partial(_nsd, percent=2), True, "NSD at 2 %", ""),
+        "nsd_1": Metric(partial(_nsd, percent=1.0), True, "NSD at 1 %", ""),
+        "nsd_2": Metric(partial(_nsd, percent=2.0), True, "NSD at 2 %", ""),
         "hd95": Metric(_hd95, False, "HD95", "% of the longest side"),
         "thin_recall": Metric(_thin_recall, True, "Recall of thin parts", ""),
         "spurious_count": Metric(_spurious_count, False, "Spurious components", ""),
