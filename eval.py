@@ -65,7 +65,7 @@ def main() -> None:
         )
         swapped = "swap" in lines and len({image.patient for image in images}) > 1
         swap = compared.swap_partners(images, seed=asked.seed) if swapped else None
-        methods = make_methods(entries, wanted, served, everything, swap=swap)
+        methods = make_methods(entries, wanted, served, everything, settings, swap=swap)
         atlas_of = make_atlas(entries[0], served, everything)
         exact = () if any(record.from_box for record in chosen) else ("box",)
         methods += [guess(line, atlas_of, also=exact) for line in lines if line in GUESSES]
@@ -202,6 +202,7 @@ def make_methods(
     wanted: compared.Wanted,
     served: Served,
     everything: Sequence[records.Record],
+    settings: EvalConfig,
     *,
     swap: Mapping[tuple[str, str], Source] | None,
 ) -> list[Method]:
@@ -216,7 +217,7 @@ def make_methods(
                 member,
                 wanted,
                 patients=served[member.folder],
-                fit=to_fit(member, everything, wanted) if wanted.automatic else (),
+                fit=to_fit(member, everything, settings) if wanted.automatic else (),
             )
             methods.append(make())
             if swap is not None and entry.kind == "model":
@@ -225,7 +226,7 @@ def make_methods(
 
 
 def to_fit(
-    member: Member, everything: Sequence[records.Record], wanted: compared.Wanted
+    member: Member, everything: Sequence[records.Record], settings: EvalConfig
 ) -> list[Source]:
     """The run's own training images, if they are among the data."""
     if member.run is None:
@@ -233,7 +234,7 @@ def to_fit(
     patients = set(runs.read_split(member.folder)["train"])
     images = set(runs.read_images(member.folder).get("train", ()))
     return [
-        to_source(record, wanted.settings)
+        to_source(record, settings)
         for record in everything
         if record.patient in patients and record.id in images
     ]

@@ -21,6 +21,7 @@ _AVERAGE = (
     "Means: objects of an image together, then images of a patient, then patients (and seeds); "
     "intervals: bootstrap over patients."
 )
+EXACT = "box"  # The protocol under which guesses stand in every report.
 # Of the long table, those of the first are left out.
 _FIRST = ("dice", "iou", "nsd_1", "hd95")
 
@@ -52,9 +53,10 @@ class Evidence(NamedTuple):
         return self.labels("model")[0]
 
     def protocols(self) -> list[str]:
-        """Under which there is an answer; of rounds of clicks the last."""
+        """Under which there is an answer; of rounds of clicks those after the last."""
         held = {row["protocol"] for row in self.scores.images}
-        return [spec for spec in [*self.plan["protocols"], "box"] if spec in held] or sorted(held)
+        wanted = dict.fromkeys([*self.plan["protocols"], EXACT])
+        return [spec for spec in wanted if spec in held]
 
 
 def pick(rows: Sequence[Row], **wanted: str) -> list[Row]:

@@ -68,7 +68,6 @@ def make_searcher(
     *,
     fit: Sequence[Source],
     scored: Sequence[Source],
-    shown: Callable[[Subject], Image],
 ) -> Searcher:
     """A searcher whose rules never saw the patient that they choose for.
 
@@ -76,7 +75,6 @@ def make_searcher(
       generate: Proposes the masks of an image.
       fit: Training images; none: the rules are fitted on other patients of `scored`.
       scored: The images that it will be asked for.
-      shown: What is shown of a subject.
     """
     part_of = {p: i % _PARTS for i, p in enumerate(sorted({one.patient for one in scored}))}
     rules: dict[int, Rule] = {}
@@ -85,7 +83,7 @@ def make_searcher(
     def search(source: Source) -> Searched:
         if source.id not in searched:
             subject = source.read()
-            searched[source.id] = _search(propose(generate, shown(subject)), subject)
+            searched[source.id] = _search(propose(generate, subject.image), subject)
         return searched[source.id]
 
     def rule_for(patient: str) -> Rule:
@@ -98,7 +96,8 @@ def make_searcher(
 
     def find(image: Image, subject: Subject) -> Found:
         rule = rule_for(subject.patient)
-        held = searched.get(subject.id)
+        # Another's image may be shown in the place of the subject's.
+        held = searched.get(subject.id) if image is subject.image else None
         found = propose(generate, image) if held is None else held.proposals
         return _choose(found, rule, size=subject.findings.shape)
 

@@ -296,4 +296,3 @@ def _in_terminal(section: Section) -> str:
     parts = [f"## {section.heading}", *section.paragraphs]
     parts += [tables.to_markdown(one) for one in section.tables[:1]]
     return "\n\n".join(parts) + "\n"
-

@@ -79,6 +79,11 @@ def _draw(
         if parse_protocol(spec)[1].needs_objects and not len(subject.objects):
             continue
         held = stored.get(spec, {}).get(subject.id)
+        if held is not None and len(held.uniforms) != len(subject.objects):
+            raise ValueError(
+                f"--prompts: {spec} marks {len(held.uniforms)} objects on {subject.id}, which has "
+                f"{len(subject.objects)}; give the prompts of a report on the same data"
+            )
         drawn[spec] = draw_marks(spec, subject, seed=seed) if held is None else held
     return drawn
 
@@ -147,12 +152,9 @@ def _object_rows(
         masks = matching.assign_components(outcome.masks.any(0), subject.objects)
     rows = []
     for index, (mask, target) in enumerate(zip(masks, subject.objects, strict=True)):
-        sure = {
-            name: outcome.confidences[name][index] if name in outcome.confidences else None
-            for name in CONFIDENCES
-        }
-        if not outcome.prompted:
-            sure = dict.fromkeys(CONFIDENCES)
+        # A mask that nobody asked for belongs to no object.
+        told = outcome.confidences if outcome.prompted else {}
+        sure = {name: told[name][index] if name in told else None for name in CONFIDENCES}
         rows.append(
             {
                 **key,
@@ -202,7 +204,7 @@ def _figures(
     """All metrics, and the distance in millimetres where the spacing can be believed."""
     figures = measure(mask, target)
     told = spacing.plausible_spacing(subject.spacing, target.shape)
-    figures["hd95_mm"] = None if told is None else spacing.hd95_mm(mask, target, told)
+    figures["hd95_mm"] = None if told is None else spacing.hd95_mm(mask, target, spacing=told)
     return figures
 
 

@@ -231,7 +231,7 @@ def _open(
         stage = make_stage(member.look, side=model.config.image_size)
         points = automatic.config(settings.auto_points)
         propose = partial(generate, model, loaded.variables, config=points, stage=stage)
-        searcher = automatic.make_searcher(propose, fit=fit, scored=scored, shown=shown)
+        searcher = automatic.make_searcher(propose, fit=fit, scored=scored)
     asked = Asked(
         asker=make(member.look),
         filtered=[
