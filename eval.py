@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data import held_out, outlines, records, sources, splits, targets
 from pp_jax import cli, config, sharding
-from pp_jax.config import EvalConfig
+from pp_jax.eval_config import EvalConfig, resolve_eval
 from pp_jax.evaluate import journal, report, strata
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
 from pp_jax.evaluate.methods import METHODS, Method, Source, Told, guess, parse_methods
@@ -28,7 +28,9 @@ CHOICES = {
     "recipe": ("", *config.RECIPES),
     "device": cli.DEVICES,
 }
+BESIDE = ", ".join(f"{name} ({row.help})" for name, row in METHODS.items())
 CHECKED = SPECS | {
+    "methods": (parse_methods, BESIDE),
     "data": (sources.check_names, sources.HELP),
     "prompt": (parse_protocols, HELP),
     "by": (strata.check_by, ", ".join(strata.BY)),
@@ -38,7 +40,7 @@ CHECKED = SPECS | {
 GUESSES = tuple(name for name in METHODS if name not in ("swap", "blind"))
 BOXES = ("box", "jitter", "box+point")  # Protocols whose prompt is made of an object's box.
 
-Served = Mapping[Path, frozenset[str]]  # The patients that each run may be scored on.
+Served = Mapping[Path, frozenset[str]]  # The images that each run may be scored on.
 
 
 def main() -> None:
@@ -49,46 +51,38 @@ def main() -> None:
         mesh = sharding.make_mesh(cli.devices(asked.device)[:1])
         told, lines = name_methods(asked)
         entries, missing = compared.line_up(told, asked, twins="blind" in lines)
-        first = entries[0].members[0]
-        settings = config.resolve_eval(
-            asked, folder=told[0].folders[0], run=first.run, look=first.look
-        )
-        everything, sets = open_records(settings, entries)
-        served = serve(everything, sets, entries, part=settings.part)
-        entries = [compared.apart(entry, served) for entry in entries]
-        allowed = compared.common_patients(entries, served)
-        chosen, protocols = choose(everything, settings, allowed)
+        settings = resolve(asked, told, entries[0].members[0])
+        protocols = parse_protocols(settings.prompt)
         require_boxes(entries, protocols)
+        stored = read_prompts(Path(settings.prompts)) if settings.prompts else {}
+        everything, served = open_records(settings, entries)
+        entries = [compared.apart(entry, served) for entry in entries]
+        allowed = compared.common_images(entries, served)
+        chosen, protocols = choose(everything, protocols, settings, allowed=allowed)
         images = [to_source(record, settings) for record in chosen]
         wanted = compared.Wanted(
-            asked, check_confidence(asked.confidence), "auto" in protocols, mesh
+            settings, check_confidence(settings.confidence), "auto" in protocols, mesh
         )
-        swapped = "swap" in lines and len({image.patient for image in images}) > 1
-        swap = compared.swap_partners(images, seed=asked.seed) if swapped else None
-        methods = make_methods(entries, wanted, served, everything, settings, swap=swap)
-        atlas_of = make_atlas(entries[0], served, everything)
+        swap = None
+        if "swap" in settings.methods or ("swap" in lines and len({r.patient for r in chosen}) > 1):
+            swap = compared.swap_partners(images, seed=settings.seed)
+        methods = make_methods(entries, wanted, served, everything, swap=swap)
+        atlas_of = make_atlas(entries, served, everything)
         exact = () if any(record.from_box for record in chosen) else ("box",)
         methods += [guess(line, atlas_of, also=exact) for line in lines if line in GUESSES]
-        plan = report.make_plan(
-            settings,
-            protocols,
-            compared.facts(entries, swapped=swapped),
-            missing=missing,
-            images=images,
-        )
+        told_of = compared.facts(entries, swapped=swap is not None)
+        plan = report.make_plan(settings, protocols, told_of, missing=missing, images=images)
         out = Path(settings.out)
         book = journal.open_journal(cli.partial_folder(out, ours=report.SUMMARY), plan)
-        stored = read_prompts(Path(settings.prompts)) if settings.prompts else {}
         scores = score(
             book, methods, images, protocols=protocols, seed=settings.seed, stored=stored
         )
-        text = report.write(
-            book.path.parent, scores, plan, methods, images, count=settings.pictures
-        )
+        folder = book.path.parent
+        text = report.write(folder, scores, plan, methods, images, count=settings.pictures)
         if settings.kaggle_submission:
             report.write_submission(Path(settings.kaggle_submission), scores, plan)
         journal.close(book)
-        cli.put_folder(book.path.parent, out)
+        cli.put_folder(folder, out)
         print(f"\n{text}\n{out}: report.html, table.md, results.csv, images.csv, overlays")
 
 
@@ -109,11 +103,37 @@ def name_methods(asked: EvalConfig) -> tuple[list[Told], list[str]]:
     return models, lines
 
 
-def trained(member: Member) -> held_out.Trained | None:
-    """What a run was fitted on; None of converted weights."""
-    if member.run is None:
-        return None
-    return held_out.Trained(
+def resolve(asked: EvalConfig, told: Sequence[Told], first: Member) -> EvalConfig:
+    """What is asked, with the defaults that follow from the first model."""
+    return resolve_eval(
+        asked,
+        folder=told[0].folders[0],
+        run=first.run,
+        trained=first.trained,
+        shown=first.look,
+        several=compared.joint_name(told),
+    )
+
+
+def open_records(
+    settings: EvalConfig, entries: Sequence[Entry]
+) -> tuple[list[records.Record], Served]:
+    """All records of the data sets, and the images of each run that it may be scored on."""
+    members = list(itertools.chain(*(entry.members for entry in entries)))
+    fitted = {one.folder: fitted_on(one) for one in members if one.run is not None}
+    asked = sources.name_sets(settings.data, settings.data_dir)
+    sets = held_out.find_sets(asked, [run.sets for run in fitted.values()])
+    opened = sources.open_sets(sets)
+    everything = records.draw_as(itertools.chain(*opened), settings.target)
+    served = {one.folder: frozenset(record.id for record in everything) for one in members}
+    for folder, run in fitted.items():
+        served[folder] = held_out.unseen(everything, sets, run, part=settings.part)
+    return everything, served
+
+
+def fitted_on(member: Member) -> held_out.Fitted:
+    """What a run was fitted on."""
+    return held_out.Fitted(
         str(member.folder),
         sources.name_sets(member.run.data, member.run.data_dir),
         runs.read_split(member.folder),
@@ -121,49 +141,23 @@ def trained(member: Member) -> held_out.Trained | None:
     )
 
 
-def open_records(
-    settings: EvalConfig, entries: Sequence[Entry]
-) -> tuple[list[records.Record], sources.Sets]:
-    """The records of the data sets, and the sets by the names that they have in the first run."""
-    asked = sources.name_sets(settings.data, settings.data_dir)
-    known = [trained(member) for entry in entries for member in entry.members]
-    fitted = next((run for run in known if run is not None), None)
-    sets = held_out.find_sets(asked, fitted.sets if fitted else None)
-    opened = sources.open_sets(sets)
-    return records.draw_as(itertools.chain(*opened), settings.target), sets
-
-
-def serve(
-    everything: Sequence[records.Record],
-    sets: sources.Sets,
-    entries: Sequence[Entry],
-    *,
-    part: str,
-) -> Served:
-    """The patients that each run, or converted weights, may be scored on."""
-    patients = frozenset(record.patient for record in everything)
-    served = {}
-    for member in itertools.chain(*(entry.members for entry in entries)):
-        fitted = trained(member)
-        served[member.folder] = (
-            patients if fitted is None else held_out.unseen(everything, sets, fitted, part=part)
-        )
-    return served
-
-
 def choose(
-    everything: Sequence[records.Record], settings: EvalConfig, allowed: frozenset[str]
+    everything: Sequence[records.Record],
+    protocols: Mapping[str, Protocol],
+    settings: EvalConfig,
+    *,
+    allowed: frozenset[str],
 ) -> tuple[list[records.Record], dict[str, Protocol]]:
     """The records to score, and the protocols; of `all` those whose prompt is not the answer.
 
     Raises:
       ValueError: No record is left, or box prompts on targets that are these boxes.
     """
-    protocols = parse_protocols(settings.prompt)
-    patients = frozenset(sorted(allowed)[: settings.limit])
-    chosen = [record for record in everything if record.patient in patients]
+    chosen = [record for record in everything if record.id in allowed]
     if all(protocol.needs_objects for protocol in protocols.values()):
         chosen = [record for record in chosen if record.boxes]
+    patients = frozenset(sorted({record.patient for record in chosen})[: settings.limit])
+    chosen = [record for record in chosen if record.patient in patients]
     if not chosen:
         raise ValueError(
             f"{settings.data_dir}: no image to score with --prompt {settings.prompt} in part "
@@ -177,8 +171,7 @@ def choose(
             f"targets (target: {same[0].kind}), so a box prompt would contain the answer; use "
             "--prompt point or none"
         )
-    count = len({record.patient for record in chosen})
-    print(f"scoring {len(chosen)} images of {count} patients, part: {settings.part}")
+    print(f"scoring {len(chosen)} images of {len(patients)} patients, part: {settings.part}")
     return chosen, kept
 
 
@@ -202,55 +195,54 @@ def make_methods(
     wanted: compared.Wanted,
     served: Served,
     everything: Sequence[records.Record],
-    settings: EvalConfig,
     *,
     swap: Mapping[tuple[str, str], Source] | None,
 ) -> list[Method]:
     """Each model, and beside it the same model shown another patient's image."""
-    methods = []
+    methods, told = [], []
     for entry in entries:
         for member in entry.members:
             side = sized(member.variant, compared.image_size(member, wanted)).image_size
-            print(f"{entry.name}: {describe(member.look, side=side)}")
+            told.append(f"{entry.name}: {describe(member.look, side=side)}")
+            own = served[member.folder]
             make = partial(
                 compared.make_method,
                 member,
                 wanted,
-                patients=served[member.folder],
-                fit=to_fit(member, everything, settings) if wanted.automatic else (),
+                patients=frozenset(r.patient for r in everything if r.id in own),
+                fit=to_fit(member, everything, wanted.settings, own) if wanted.automatic else (),
             )
             methods.append(make())
             if swap is not None and entry.kind == "model":
                 methods.append(make(swap=swap))
+    print("\n".join(dict.fromkeys(told)))
     return methods
 
 
 def to_fit(
-    member: Member, everything: Sequence[records.Record], settings: EvalConfig
+    member: Member,
+    everything: Sequence[records.Record],
+    settings: EvalConfig,
+    served: frozenset[str],
 ) -> list[Source]:
-    """The run's own training images, if they are among the data."""
+    """The run's own training images, if they are among the data and not scored themselves."""
     if member.run is None:
         return []
-    patients = set(runs.read_split(member.folder)["train"])
-    images = set(runs.read_images(member.folder).get("train", ()))
-    return [
-        to_source(record, settings)
-        for record in everything
-        if record.patient in patients and record.id in images
-    ]
+    trained = frozenset(runs.read_images(member.folder).get("train", ())) - served
+    return [to_source(record, settings) for record in everything if record.id in trained]
 
 
 def make_atlas(
-    entry: Entry, served: Served, everything: Sequence[records.Record]
+    entries: Sequence[Entry], served: Served, everything: Sequence[records.Record]
 ) -> Callable[[str], Atlas]:
-    """What controls know for a patient: the first model's training part, or all other patients."""
-    of_patient: dict[str, Atlas] = {}
-    for member in entry.members:
-        if member.run is not None:
-            atlas = runs.read_atlas(member.folder)
-            of_patient |= dict.fromkeys(served[member.folder], atlas)
-    if of_patient:
-        return of_patient.__getitem__
+    """What controls know for a patient: the first run's training part, or all other patients."""
+    fitted = [entry for entry in entries if entry.members[0].run is not None]
+    of_image: dict[str, Atlas] = {}
+    for member in fitted[0].members if fitted else ():
+        of_image |= dict.fromkeys(served[member.folder], runs.read_atlas(member.folder))
+    if of_image:
+        known = [record for record in everything if record.id in of_image]
+        return {record.patient: of_image[record.id] for record in known}.__getitem__
     by_patient = defaultdict(list)
     for record in everything:
         by_patient[record.patient].append(record)

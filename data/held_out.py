@@ -11,8 +11,8 @@ from data.records import Record
 FITTED = ("train", "validation")
 
 
-class Trained(NamedTuple):
-    """What a run was fitted on."""
+class Fitted(NamedTuple):
+    """What a run was fitted on, and what it kept."""
 
     name: str  # The run, for messages.
     sets: sources.Sets
@@ -20,20 +20,22 @@ class Trained(NamedTuple):
     images: Mapping[str, Sequence[str]]  # Ids, of each part; empty of an old run.
 
 
-def find_sets(asked: sources.Sets, trained: sources.Sets | None) -> sources.Sets:
-    """The data sets to score, by the names that they have in the run, if it was trained on them.
+def find_sets(asked: sources.Sets, fitted: Sequence[sources.Sets]) -> sources.Sets:
+    """The data sets to score, by the names that they have in the first run that was fitted on them.
+
+    Args:
+      asked: The sets to score.
+      fitted: Of each run.
 
     Raises:
-      ValueError: Sets that share pictures with the run's, or its own ones beside others.
+      ValueError: Sets that share pictures with a run's, or a run's own ones beside others.
     """
-    if trained is None:
-        return asked
-    if held := sources.among(asked, trained):
-        return held
-    for name, _ in asked.values():
-        for other, _ in trained.values():
-            sources.check_apart(other, name)
-    return asked
+    held = [sources.among(asked, sets) for sets in fitted]
+    for sets, own in zip(fitted, held, strict=True):
+        for name, _ in () if own else asked.values():
+            for other, _ in sets.values():
+                sources.check_apart(other, name)
+    return next(filter(None, held), asked)
 
 
 def is_own(sets: sources.Sets, trained: sources.Sets) -> bool:
@@ -50,30 +52,37 @@ def _resolved(sets: sources.Sets, alias: str) -> Path:
 
 
 def unseen(
-    everything: Sequence[Record], sets: sources.Sets, run: Trained, *, part: str
+    everything: Sequence[Record], sets: sources.Sets, run: Fitted, *, part: str
 ) -> frozenset[str]:
-    """The patients of the records that a run may be scored on.
+    """The ids of the records that a run may be scored on.
 
-    Of its own data those of `part`, or all. Of other data all but those that it was fitted on in a
-    copy of the same set, such as a prepared one, which is told by its name. `folder` and
-    `synthetic` are names of many sets; one of them is a copy if it has most of the run's images. A
-    warning says how many are left out.
+    Of its own data those of `part`, or all. Of other data all but those of patients that it was
+    fitted on in a copy of the same set, such as a prepared one, which is told by its name. `folder`
+    and `synthetic` are names of many sets; one of them is a copy if it has most of the run's
+    images. A warning says how many are left out.
     """
-    patients = frozenset(record.patient for record in everything)
     if is_own(sets, run.sets):
-        return patients if part == "all" else patients & frozenset(run.patients[part])
-    kept = patients - _seen(everything, sets, run)
-    left_out = sum(record.patient not in kept for record in everything)
-    if left_out:
+        kept = everything if part == "all" else _of_part(everything, run, part)
+        return frozenset(record.id for record in kept)
+    seen = _seen(everything, sets, run)
+    kept = [record for record in everything if record.patient not in seen]
+    if len(kept) < len(everything):
         warnings.warn(
-            f"{left_out} of {len(everything)} images are left out: {run.name} was trained or "
-            "validated on their patients, in another copy of the data set",
+            f"{len(everything) - len(kept)} of {len(everything)} images are left out: {run.name} "
+            "was trained or validated on their patients, in another copy of the data set",
             stacklevel=2,
         )
-    return kept
+    return frozenset(record.id for record in kept)
 
 
-def _seen(everything: Sequence[Record], sets: sources.Sets, run: Trained) -> set[str]:
+def _of_part(everything: Sequence[Record], run: Fitted, part: str) -> list[Record]:
+    """The images of a part, which need not be all of its patients': a hold-out leaves some out."""
+    patients, images = frozenset(run.patients[part]), frozenset(run.images.get(part, ()))
+    own = [record for record in everything if record.patient in patients]
+    return [record for record in own if record.id in images] if run.images else own
+
+
+def _seen(everything: Sequence[Record], sets: sources.Sets, run: Fitted) -> set[str]:
     patients, images = (
         {name for part in FITTED for name in parts.get(part, ())}
         for parts in (run.patients, run.images)

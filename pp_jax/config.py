@@ -1,4 +1,4 @@
-"""Every choice of a run, as frozen dataclasses of plain values.
+"""Every choice of a run, as a frozen dataclass of plain values.
 
 A run is reproduced from its saved config and seed. The front shows these docstrings in `--help`.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pp_jax.look import RECIPES, SAFE, Look, check_blend, name_of, override
+from pp_jax.look import RECIPES, SAFE, Look, check_blend, name_of
 
 
 @dataclass(frozen=True)
@@ -127,73 +127,6 @@ class TrainConfig:
     """Move an old run with other settings aside, instead of refusing."""
 
 
-@dataclass(frozen=True)
-class EvalConfig:
-    """Score runs or converted weights beside guesses that see no pixel, and write a report."""
-
-    checkpoint: str = ""
-    """A run of train.py, the folder of its folds, or a converted checkpoint; default: the run of
-    `python train.py`."""
-    methods: tuple[str, ...] = ()
-    """Instead of one checkpoint, all that is compared: `FOLDER`, or `NAME=FOLDER`, or
-    `NAME=FOLDER+FOLDER` for a run of several seeds; in the same quotes what it is shown and how its
-    masks are refined, `'NAME=FOLDER filter=clahe refine=fill_holes'`. Controls are added unless
-    some are named."""
-    data: str = ""
-    """Data set, or several with commas; default: the run's."""
-    data_dir: str = ""
-    """Its folder, or as many with commas; default: the run's, or datasets/DATA."""
-    target: str = "mask"
-    """What is scored against, whatever the run was trained on: `mask`, the outline where it is
-    known and the filled box elsewhere; or made of the box everywhere, and then no true outline."""
-    out: str = ""
-    """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-..., or of several
-    methods runs/eval-...; a filter other than the run's is in the name."""
-    prompt: str = ""
-    """How findings are marked, several with commas, or `all`; default: as in the run's training."""
-    prompts: str = ""
-    """A prompts.json of another report: its marks are used again, instead of drawing new ones."""
-    part: str = "test"
-    """Which part of the run's own split. On other data everything is test."""
-    recipe: str = ""
-    """A name for a filter, a fusion and a weight that go together."""
-    filter: str = ""
-    """Default: the run's, or none."""
-    fusion: str = ""
-    """Default: the run's, or replace."""
-    blend: float | None = None
-    """Default: the run's, or 0.5."""
-    roi: str = ""
-    """What is cut out of the image before it is scaled: `content`, or `box-context:SCALE` around
-    each box; default: the run's, or none."""
-    image_size: int | None = None
-    """Default: the run's, or the variant's own."""
-    primary: str = ""
-    """The primary endpoint, METRIC@PROTOCOL, stored before the first image is read; default: dice
-    under the first protocol."""
-    margin: float = 0.02
-    """Difference below which two methods are called equivalent."""
-    confidence: str = "stability,jitter"
-    """Which scores of confidence to compute, with commas: `tta` and `filters` encode each image
-    anew for each view."""
-    by: str = "view,sex,age,class,size"
-    """Strata to report, with commas."""
-    auto_points: int = 32
-    """Points per side of the grid of the protocol `auto`."""
-    kaggle_submission: str = ""
-    """A CSV to write in the format of RSNA's challenge; with a protocol that tells no truth."""
-    limit: int | None = None
-    """Use only this many patients of the part."""
-    pictures: int = 12
-    """Overlays to draw: the worst, the median and the best images."""
-    samples: int = 10_000
-    """Bootstrap resamples."""
-    device: str = "auto"
-    """Where to compute."""
-    seed: int = 0
-    """Of the prompts and of the intervals."""
-
-
 # What a variant means where the user says nothing.
 PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -259,7 +192,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
             "prompt for and is left out; add --prompt none, or leave --balance out"
         )
     check_blend(config.blend)
-    _check_seed(config.seed)
+    check_seed(config.seed)
     return config
 
 
@@ -294,7 +227,7 @@ def _run_name(config: TrainConfig) -> str:
     parts = [config.variant, config.data, config.prompt, *name_of(look_of(config))]
     if config.augment != "none":
         parts.append(config.augment)
-    parts += _target_name(config.target)
+    parts += target_name(config.target)
     if config.mix:
         parts.append(f"mix_{config.mix}")
     if config.balance:
@@ -408,78 +341,16 @@ def look_of(config: TrainConfig) -> Look:
     return Look(config.filter, config.fusion, config.blend, config.roi, config.preprocess or "sam")
 
 
-def _target_name(target: str) -> list[str]:
+def target_name(target: str) -> list[str]:
+    """The target in parts of a folder's name: nothing for the usual one."""
     return [] if target == "mask" else [f"on_{target}"]
 
 
-def _check_seed(seed: int) -> None:
+def check_seed(seed: int) -> None:
+    """Nothing, or a ValueError that names the seed."""
     # jax cuts larger seeds to 32 bits: 2**32 would silently draw what 0 draws.
     if not 0 <= seed < 2**32:
         raise ValueError(f"--seed {seed}: must lie in [0, 2**32)")
-
-
-def resolve_eval(
-    settings: EvalConfig, *, folder: str, run: TrainConfig | None, look: Look
-) -> EvalConfig:
-    """The config with every default filled in from the run that is evaluated (None: no run).
-
-    Args:
-      look: What the weights were trained on.
-
-    Raises:
-      ValueError: `--limit`, `--pictures`, `--blend` or `--seed` outside its range.
-    """
-    told = run if run is not None else TrainConfig()
-    data = settings.data or told.data
-    prompt = settings.prompt or told.prompt
-    for name, value in (("limit", settings.limit), ("auto_points", settings.auto_points)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    if settings.samples < 100:
-        raise ValueError(f"--samples {settings.samples}: an interval needs at least 100")
-    if not 0 < settings.margin < 1:
-        raise ValueError(f"--margin {settings.margin}: must lie between 0 and 1")
-    shown = override(
-        look,
-        recipe=settings.recipe,
-        filter=settings.filter,
-        fusion=settings.fusion,
-        blend=settings.blend,
-        roi=settings.roi,
-    )
-    if settings.pictures < 0:
-        raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
-    _check_seed(settings.seed)
-    other_look = () if shown == look else name_of(shown)
-    where = data.translate(SAFE)
-    parts = ["eval", where, prompt.translate(SAFE), *other_look, *_target_name(settings.target)]
-    report = "-".join([*parts, settings.part])
-    # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
-    joint = "/" if run is not None else "-"
-    several = len(settings.methods) > 1
-    default = f"runs/{report}" if several else f"{folder}{joint}{report}"
-    return dataclasses.replace(
-        settings,
-        checkpoint=folder,
-        data=data,
-        data_dir=settings.data_dir or _folders_of_run(data, told),
-        prompt=prompt,
-        recipe="",
-        filter=shown.filter,
-        fusion=shown.fusion,
-        blend=shown.blend,
-        roi=shown.roi,
-        image_size=settings.image_size or told.image_size,
-        out=settings.out or default,
-    )
-
-
-def _folders_of_run(data: str, run: TrainConfig) -> str:
-    """Where data sets lie: where the run found them, if it was trained on them."""
-    if data == run.data and run.data_dir:
-        return run.data_dir
-    known = dict(zip(run.data.split(","), run.data_dir.split(","), strict=False))
-    return ",".join(known.get(name) or f"datasets/{name}" for name in data.split(","))
 
 
 def differences(old: Mapping[str, Any], new: TrainConfig) -> dict[str, tuple[Any, Any]]:

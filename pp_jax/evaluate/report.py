@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pp_jax import checkpoints
-from pp_jax.config import EvalConfig
+from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate import (
     analysis,
     breakdown,
@@ -288,7 +288,10 @@ def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
     told |= {name: value for name, value in plan["settings"].items() if value not in ("", None, [])}
     for model in plan["models"]:
         seed = f" {model['seed']}" if model["seed"] else ""
-        told[f"{model['label']}{seed}"] = f"{model['folder']}, sha256 {model['weights'][:12]}"
+        told[f"{model['label']}{seed}"] = (
+            f"{model['folder']}, sha256 {model['weights'][:12]}, filter {model['look']['filter']}, "
+            f"fusion {model['look']['fusion']}, region {model['look']['roi']}"
+        )
     return told | plan["versions"]
 
 

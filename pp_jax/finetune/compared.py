@@ -12,17 +12,19 @@ from jax.sharding import Mesh
 
 from pp_jax import checkpoints, config
 from pp_jax.checkpoints import CheckpointError
-from pp_jax.config import EvalConfig, TrainConfig
+from pp_jax.config import TrainConfig
+from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate import automatic
 from pp_jax.evaluate.consistency import FILTERS_COMPARED
-from pp_jax.evaluate.methods import Method, Run, Source, Told
+from pp_jax.evaluate.methods import METHODS, Method, Run, Source, Told
 from pp_jax.evaluate.models import Asked, Image, answers
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import runs
 from pp_jax.look import Look, override
 from pp_jax.predict.asking import Asker, make_asker
 from pp_jax.predict.automatic import generate
-from pp_jax.preprocess.stage import PREPARATIONS, make_stage
+from pp_jax.preprocess import roi
+from pp_jax.preprocess.stage import PREPARATIONS, initial_fusion, make_shown, make_stage
 from pp_jax.sam import VARIANTS, Sam, sized
 
 BLIND, SWAPPED = "blind twin", "another patient's image"
@@ -38,8 +40,10 @@ class Member(NamedTuple):
     fold: bool  # One of several that share out the patients.
     variant: str
     run: TrainConfig | None  # None: converted weights.
+    step: int  # Of the run; 0 of converted weights.
     weights: str  # Their hash.
-    look: Look
+    trained: Look  # What they were trained on.
+    look: Look  # What they are shown.
     refine: tuple[str, ...]
 
 
@@ -48,22 +52,34 @@ def expand(told: Told, settings: EvalConfig) -> list[Member]:
 
     Raises:
       CheckpointError: A folder with neither a run nor weights.
-      ValueError: A look that does not fit.
+      ValueError: A look that does not fit, or a folder that is given twice.
     """
     members = []
-    for path in told.folders:
-        folder = Path(path)
-        folds = runs.read_folds(folder)
-        for own in folds or [folder]:
-            seed = folder.name if len(told.folders) > 1 else ""
-            members.append(_member(told, own, seed=seed, fold=bool(folds), settings=settings))
+    for seed, path in zip(_seeds(told), told.folders, strict=True):
+        folds = runs.read_folds(Path(path))
+        for folder in folds or [Path(path)]:
+            found = _peek(folder, flag="--methods" if settings.methods else "--checkpoint")
+            look = _look(told, found.trained, settings)
+            members.append(
+                Member(told.name, seed, folder, bool(folds), *found, look=look, refine=told.refine)
+            )
     return members
 
 
-def _member(told: Told, folder: Path, *, seed: str, fold: bool, settings: EvalConfig) -> Member:
-    variant, run, look, weights = _peek(folder)
+def _seeds(told: Told) -> list[str]:
+    """A name for each of several runs of one method."""
+    if len(told.folders) == 1:
+        return [""]
+    if len({Path(path).resolve() for path in told.folders}) < len(told.folders):
+        raise ValueError(f"--methods: {told.name!r} has the same run twice among its seeds")
+    names = [Path(path).name for path in told.folders]
+    return names if len(set(names)) == len(names) else list(told.folders)
+
+
+def _look(told: Told, trained: Look, settings: EvalConfig) -> Look:
+    """What is shown: by the method's own words, else by the flags, else as in the training."""
     look = override(
-        look,
+        trained,
         recipe=settings.recipe,
         filter=settings.filter,
         fusion=settings.fusion,
@@ -74,16 +90,35 @@ def _member(told: Told, folder: Path, *, seed: str, fold: bool, settings: EvalCo
     if "blend" in chosen:
         chosen["blend"] = _number(chosen["blend"], told.name)
     look = override(look, **chosen)
-    return Member(told.name, seed, folder, fold, variant, run, weights, look, told.refine)
-
-
-def _peek(folder: Path) -> tuple[str, TrainConfig | None, Look, str]:
-    """Variant, run, look and hash of the weights in a folder, which are not loaded yet."""
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such folder; give a run of train.py (runs/...) or weights that "
-            "`python -m convert` made (checkpoints/...)"
+    make_shown(look)  # Filters and fusions that do not fit are refused here,
+    roi.make(look.roi)  # and regions.
+    learned = initial_fusion(look)
+    if learned and (look.filter, look.fusion) != (trained.filter, trained.fusion):
+        raise ValueError(
+            f"{told.name}: fusion {look.fusion} of the filters {look.filter} was not learned in "
+            f"its training (filter {trained.filter}, fusion {trained.fusion}); choose another"
         )
+    return look
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--methods: blend={text} of {name!r} is no number") from None
+
+
+class _Found(NamedTuple):
+    """What a folder's weights are; they are not loaded yet."""
+
+    variant: str
+    run: TrainConfig | None
+    step: int
+    weights: str
+    trained: Look
+
+
+def _peek(folder: Path, *, flag: str) -> _Found:
     if (folder / runs.CONFIG).is_file():
         run = runs.read_config(folder)
         step = runs.newest_step(folder)
@@ -92,20 +127,22 @@ def _peek(folder: Path) -> tuple[str, TrainConfig | None, Look, str]:
                 f"{folder}: a run without a checkpoint yet; start it again with the same command"
             )
         manifest = checkpoints.step_folder(folder, step) / checkpoints.MANIFEST
-        return run.variant, run, config.look_of(run), checkpoints.sha256(manifest)
+        look = config.look_of(run)
+        return _Found(run.variant, run, step, checkpoints.sha256(manifest), look)
+    if not (folder / checkpoints.MANIFEST).is_file():
+        found = "neither a run nor converted weights" if folder.is_dir() else "no such folder"
+        raise CheckpointError(
+            f"{flag} {folder}: {found}; give a run of `python train.py` (runs/...), weights that "
+            "`python -m convert` made (checkpoints/...), or under --methods one of "
+            f"{', '.join(METHODS)}"
+        )
     held = checkpoints.read_manifest(folder)
     variant = held.get("variant")
     if variant not in VARIANTS or held.get("kind") != "converted":
         raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
     look = Look(preprocess=held.get("preprocess", "sam"))
-    return variant, None, look, checkpoints.sha256(folder / checkpoints.MANIFEST)
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--methods: blend={text} of {name!r} is no number") from None
+    digest = checkpoints.sha256(folder / checkpoints.MANIFEST)
+    return _Found(variant, None, 0, digest, look)
 
 
 class Entry(NamedTuple):
@@ -123,38 +160,80 @@ def line_up(
     """The models and their blind twins; for a run without one, what to type to train it.
 
     Raises:
-      ValueError: A twin is asked for by name, and there is none.
+      ValueError: A twin is asked for by name, and there is none; or two lines of one name.
     """
-    entries = [Entry(one.name, "model", "", tuple(expand(one, settings))) for one in told]
-    missing = {}
-    for entry, one in zip(tuple(entries), told, strict=True):
-        configs = [member.run for member in entry.members]
-        blind = any(member.look.filter == BLANK for member in entry.members)
-        if not twins or None in configs or blind:
+    models = [Entry(one.name, "model", "", tuple(expand(one, settings))) for one in told]
+    entries, missing = list(models), {}
+    for entry in models if twins else ():
+        shown = [member.look.filter for member in entry.members]
+        if BLANK in shown or any(member.run is None for member in entry.members):
             continue
-        folders = dict.fromkeys(map(_twin_folder, entry.members))
-        if all(runs.read_folds(folder) or (folder / runs.CONFIG).is_file() for folder in folders):
-            name = f"{one.name}, {BLIND}"
-            twin = Told(name, tuple(map(str, folders)), {}, one.refine)
-            entries.append(Entry(name, "blind", one.name, tuple(expand(twin, settings))))
-            continue
-        missing[one.name] = config.twin_command(configs[0])
-        if "blind" in settings.methods:
+        if (twin := _twin(entry)) is not None:
+            entries.append(twin)
+        else:
+            missing[entry.name] = _twin_command(entry)
+    if "blind" in settings.methods:
+        for name, command in missing.items():
+            raise ValueError(f"--methods blind: {name} has no blind twin; make it with `{command}`")
+        if len(entries) == len(models):
             raise ValueError(
-                f"--methods blind: {one.name} has no blind twin; make it with `{missing[one.name]}`"
+                f"--methods blind: {models[0].name} was not trained here on images, so it has no "
+                "blind twin; name a run of train.py, or leave blind out"
             )
+    _check_labels([*(entry.name for entry in entries), *(row.label for row in METHODS.values())])
     return entries, missing
 
 
-def _twin_folder(member: Member) -> Path:
-    folder = Path(config.blind_twin(member.run).out)
-    return folder.parent if member.fold else folder
+def _check_labels(labels: Sequence[str]) -> None:
+    for name in labels:
+        if labels.count(name) > 1:
+            raise ValueError(
+                f"--methods: {name!r} would be the name of two lines of the tables; call the model "
+                "by another name, as in 'mine=FOLDER'"
+            )
+
+
+def _twin(entry: Entry) -> Entry | None:
+    """The same trainings of models that were shown nothing, if there are all of them."""
+    name = f"{entry.name}, {BLIND}"
+    members = []
+    for member in entry.members:
+        wanted = config.blind_twin(member.run)
+        folder = Path(wanted.out)
+        if not (folder / runs.CONFIG).is_file():
+            return None
+        trained = dataclasses.asdict(runs.read_config(folder))
+        if config.differences(trained, wanted) or runs.newest_step(folder) != member.step:
+            return None
+        found = _peek(folder, flag="--methods blind")
+        look = dataclasses.replace(member.look, filter=BLANK, fusion="replace")
+        members.append(member._replace(label=name, folder=folder, look=look, **found._asdict()))
+    return Entry(name, "blind", entry.name, tuple(members))
+
+
+def _twin_command(entry: Entry) -> str:
+    """What to type for the twins of all runs; of a cross-validation, for all folds at once."""
+    commands = []
+    for member in entry.members:
+        whole = member.run
+        if member.fold:
+            out = whole.out.removesuffix(f"/fold{whole.fold}")
+            whole = dataclasses.replace(whole, fold=None, out=out)
+        commands.append(config.twin_command(whole))
+    return " && ".join(dict.fromkeys(commands))
+
+
+def joint_name(told: Sequence[Told]) -> str:
+    """A name for several models or seeds together, for a folder; nothing of one run alone."""
+    if len(told) == 1 and len(told[0].folders) == 1:
+        return ""
+    return ",".join(one.name.replace("/", "_") for one in told)
 
 
 def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
-    """The same entry, its folds told apart like seeds where they answer for the same patients.
+    """The same entry, its folds told apart like seeds where they answer for the same images.
 
-    On the data that they were made of, folds share out the patients and are one run together; on
+    On the data that they were made of, folds share out the images and are one run together; on
     other data each of them answers for all.
     """
     folds = [served[member.folder] for member in entry.members if member.fold]
@@ -168,10 +247,10 @@ def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
     return entry._replace(members=tuple(renamed))
 
 
-def common_patients(
+def common_images(
     entries: Sequence[Entry], served: Mapping[Path, frozenset[str]]
 ) -> frozenset[str]:
-    """The patients that every model may be scored on under each of its seeds."""
+    """The images that every model may be scored on under each of its seeds."""
     allowed = []
     for entry in entries:
         of_seed: dict[str, frozenset[str]] = {}
