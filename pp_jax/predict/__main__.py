@@ -24,8 +24,9 @@ from data.images import read_any
 from data.nifti import write_nifti
 from data.tables import read_rows
 from pp_jax import checkpoints, cli, sharding
-from pp_jax.config import RECIPES, Look, TrainConfig, override
+from pp_jax.config import TrainConfig
 from pp_jax.finetune import runs
+from pp_jax.look import RECIPES, Look, override
 from pp_jax.predict import marks, writing
 from pp_jax.predict.answering import Segment, embedding_path, make_automatic, make_prompted
 from pp_jax.predict.automatic import AutomaticConfig

@@ -26,8 +26,8 @@ from data.folder import find_images
 from data.images import read_any
 from data.tables import read_rows
 from pp_jax import checkpoints, cli
-from pp_jax.config import RECIPES, Look, override
 from pp_jax.evaluate.files import write_rows
+from pp_jax.look import RECIPES, Look, override
 from pp_jax.preprocess import gallery, geometry
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.filters import FILTERS, parse
