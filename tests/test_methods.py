@@ -1,136 +1,158 @@
+"""What `--methods` means, and guesses against pixels counted by hand."""
+
 import numpy as np
 import pytest
 
-from pp_jax.evaluate import methods
-from pp_jax.evaluate.controls import CONTROLS, Atlas
-from pp_jax.evaluate.methods import METHODS, PROTOCOLS, Subject, Tools, compare, draw_marks
-from pp_jax.evaluate.score import score
-from pp_jax.predict.predictor import Masks
-from pp_jax.prompts import SAMPLERS
+from pp_jax.evaluate.controls import Atlas
+from pp_jax.evaluate.methods import METHODS, Source, Told, guess, parse_methods
+from pp_jax.evaluate.protocols import Drawn, draw_marks, parse_protocols
+from pp_jax.evaluate.subjects import Marks, Subject
 
 SHAPE = (40, 50)
-SQUARE = Atlas(np.ones((2, 8, 8), np.float32), 0.5, 1)
+GUESSES = ("box", "ellipse", "mean_shape", "atlas", "otsu")
+# Objects fill their boxes, a sixteenth of the image each, and lie in its lower half.
+ATLAS = Atlas(
+    np.ones((2, 8, 8), np.float32),
+    0.5,
+    1,
+    np.repeat([0.0, 1.0], 4)[:, None].repeat(8, 1).astype(np.float32),
+    0.5,
+    np.full((2, 2), 0.25, np.float32),
+)
 
 
-def subject(name: str = "a", *, rectangles=((4, 6, 14, 30), (20, 35, 38, 49))) -> Subject:
-    """Objects `(y0, x0, y1, x1)` with their upper left corner cut off."""
-    objects = np.zeros((len(rectangles), *SHAPE), bool)
-    for pixels, (y0, x0, y1, x1) in zip(objects, rectangles, strict=True):
+def subject(name: str = "a", *, boxes=((6, 4, 30, 14), (35, 20, 49, 38))) -> Subject:
+    """Filled boxes `(x0, y0, x1, y1)` without their upper left corner, which are bright."""
+    objects = np.zeros((len(boxes), *SHAPE), bool)
+    for pixels, (x0, y0, x1, y1) in zip(objects, boxes, strict=True):
         pixels[y0:y1, x0:x1] = True
         pixels[y0 : y0 + 3, x0 : x0 + 3] = False
-    boxes = np.array([(x0, y0, x1, y1) for y0, x0, y1, x1 in rectangles], np.float32)
-    image = np.zeros((*SHAPE, 3), np.uint8)
-    return Subject(name, f"P{name}", "mask", image, objects, boxes.reshape(-1, 4), objects.any(0))
+    findings = objects.any(0)
+    image = np.where(findings, 200, 20).astype(np.uint8)[..., None].repeat(3, 2)
+    edges = np.array(boxes, np.float64).reshape(-1, 4)
+    facts = (f"P{name}", "set", "mask", "", "", "", None, None)
+    return Subject(name, *facts, image, objects, edges, findings)
 
 
-def told(answers: list) -> Tools:
-    """A model that notes its marks and answers with the left half, then with the upper half."""
-
-    def segment(image, marked):
-        answers.append(marked)
-        masks = np.zeros((2, *SHAPE), bool)
-        masks[0, :, :25], masks[1, :20] = True, True
-        return Masks(masks, np.array([0.25, 0.75], np.float32))
-
-    return Tools(segment, lambda patient: SQUARE)
+def drawn(one: Subject, specs: str) -> dict[str, Drawn]:
+    return {spec: draw_marks(spec, one, seed=0) for spec in parse_protocols(specs)}
 
 
-@pytest.mark.parametrize("prompt", PROTOCOLS)
-def test_marks_follow_from_seed_and_image_alone(prompt):
-    first, again = (draw_marks(prompt, subject("a"), seed=3) for _ in range(2))
-    draw_marks(prompt, subject("b"), seed=3)
-    for one, other in zip(first, again, strict=True):
-        np.testing.assert_array_equal(one, other)
+def run(row: str, one: Subject, told: dict[str, Drawn]) -> dict:
+    source = Source(one.dataset, one.id, one.patient, lambda: one)
+    begun = guess(row, lambda patient: ATLAS).open([source])
+    return {outcome.protocol: outcome for outcome in begun(one, told)}
 
 
-def test_clicks_differ_between_seeds_images_and_objects():
-    twice = subject(rectangles=((4, 6, 14, 30), (4, 6, 14, 30)))
-    clicks = [
-        tuple(point)
-        for seed in (0, 1)
-        for name in ("a", "b")
-        for point in draw_marks("point", twice._replace(id=name), seed=seed).points
-    ]
-    assert len(set(clicks)) == len(clicks) == 8
+# Names.
 
 
-def test_a_click_lies_on_its_object_and_reaches_all_of_it():
-    small = subject(rectangles=((4, 6, 8, 11), (30, 0, 34, 5)))
-    seen = [set(), set()]
-    for seed in range(200):
-        points = draw_marks("point", small, seed=seed).points
-        for clicks, pixels, (x, y) in zip(seen, small.objects, points, strict=True):
-            assert pixels[int(y), int(x)]
-            clicks.add((x, y))
-    assert (
-        [len(clicks) for clicks in seen] == [pixels.sum() for pixels in small.objects] == [11] * 2
-    )
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("runs/a", Told("a", ("runs/a",), {}, ())),
+        ("runs/a/", Told("a", ("runs/a",), {}, ())),
+        ("edges=runs/a", Told("edges", ("runs/a",), {}, ())),
+        ("three=r/0+r/1+r/2", Told("three", ("r/0", "r/1", "r/2"), {}, ())),
+        ("low=runs/lr=0.1", Told("low", ("runs/lr=0.1",), {}, ())),
+        ("r/a filter=clahe", Told("a filter=clahe", ("r/a",), {"filter": "clahe"}, ())),
+        (
+            "n=r/a fusion=blend blend=0.3 roi=content filter=canny,sobel",
+            Told(
+                "n",
+                ("r/a",),
+                {"fusion": "blend", "blend": "0.3", "roi": "content", "filter": "canny,sobel"},
+                (),
+            ),
+        ),
+        (
+            "n=r/a refine=close=2 refine=keep_largest",
+            Told("n", ("r/a",), {}, ("close=2", "keep_largest")),
+        ),
+    ],
+)
+def test_a_model_is_a_name_folders_and_options(text, want):
+    assert parse_methods([text]) == ([want], list(METHODS))
 
 
-def test_a_box_is_exact_and_nothing_is_nothing():
-    np.testing.assert_array_equal(draw_marks("box", subject(), seed=0).boxes, subject().boxes)
-    assert draw_marks("box", subject(), seed=0).points.shape == (0, 2)
-    assert draw_marks("point", subject(), seed=0).boxes.shape == (0, 4)
-    assert [field.shape for field in draw_marks("none", subject(), seed=0)] == [(0, 4), (0, 2)]
+def test_lines_are_told_from_models_kept_in_order_and_counted_once():
+    models, lines = parse_methods(["swap", "runs/b", "box", "runs/a", "swap"])
+    assert [model.name for model in models] == ["b", "a"]
+    assert lines == ["swap", "box"]
+    assert parse_methods([]) == ([], list(METHODS))
 
 
-def test_the_model_gets_the_marks_and_is_scored_by_the_union_of_its_masks():
-    answers = []
-    marked = draw_marks("point", subject(), seed=0)
-    row = compare(subject(), marked, told(answers), prompt="point")[0]
-    assert answers == [marked]
-    union = np.zeros(SHAPE, bool)
-    union[:, :25], union[:20] = True, True
-    target = subject().findings
-    want = 2 * (union & target).sum() / (union.sum() + target.sum())
-    assert row["dice"] == pytest.approx(want)
-    assert row["iou"] == pytest.approx((union & target).sum() / (union | target).sum())
-    assert row["predicted_iou"] == 0.5
-    assert (row["protocol"], row["objects"], row["patient"]) == ("one click", 2, "Pa")
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["a/x", "b/x"], "'x' names 2 models.*first=a/x"),
+        (["x=a", "x=b"], "'x' names 2 models"),
+        (["atlas=runs/a"], "'atlas' is a line of its own"),
+        ([""], "a folder is missing"),
+        (["x="], "'x=': a folder is missing"),
+        (["x=a++b"], "a folder is missing"),
+        (["runs/a filtre=clahe"], "'filtre=clahe' is none of filter=VALUE.*refine=VALUE"),
+        (["runs/a filter="], "'filter=' is none of"),
+        (["runs/a clahe"], "'clahe' is none of"),
+        (["runs/a refine=sharper"], "sharper"),
+    ],
+)
+def test_a_wrong_method_is_named_in_one_line(texts, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        parse_methods(texts)
+    assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("prompt", PROTOCOLS)
-def test_controls_always_get_the_exact_boxes(prompt):
-    marked = draw_marks(prompt, subject(), seed=0)
-    rows = compare(subject(), marked, told([]), prompt=prompt)
-    assert [row["method"] for row in rows] == [method.label for method in METHODS.values()]
-    controls = {row["method"]: row for row in rows[1:]}
-    assert {row["protocol"] for row in controls.values()} == {"exact box"}
-    assert {row["predicted_iou"] for row in controls.values()} == {None}
-    assert len(controls) == len(CONTROLS)
-    # The boxes hold 240 + 252 pixels, the objects 9 less each; a full atlas is the filled box.
-    want = 2 * (492 - 18) / (492 + 492 - 18)
-    for name in ("filled_box", "mean_shape"):
-        assert controls[CONTROLS[name].label]["dice"] == pytest.approx(want)
+# Guesses.
+
+
+@pytest.mark.parametrize(
+    ("row", "pixels"),
+    [("box", (240, 252)), ("mean_shape", (240, 252)), ("otsu", (231, 243)), ("atlas", (1000,) * 2)],
+)
+def test_a_guess_answers_each_mark_with_the_pixels_that_one_counts(row, pixels):
+    outcome = run(row, subject(), drawn(subject(), "box"))["box"]
+    assert tuple(outcome.masks.sum((1, 2))) == pixels
+    assert outcome.prompted
+    assert (outcome.choice, outcome.score, outcome.found) == ("model", None, None)
+    if row == "otsu":
+        np.testing.assert_array_equal(outcome.masks, subject().objects)
+
+
+def test_the_ellipse_has_pi_quarters_of_its_box():
+    masks = run("ellipse", subject(), drawn(subject(), "box"))["box"].masks
+    np.testing.assert_allclose(masks.sum((1, 2)), np.pi / 4 * np.array([240, 252]), rtol=0.03)
+
+
+def test_a_guess_gets_the_marks_of_the_models_and_not_the_true_boxes():
+    """Of a click it makes a box of the mean extent around it: 12.5 pixels by 10 here."""
+    click = Marks(points=np.array([[[25.0, 20.0]]]), labels=np.array([[1]]))
+    masks = run("box", subject(), {"point": Drawn(click, np.zeros((1, 1)))})["point"].masks
+    rows, columns = np.nonzero(masks[0])
+    assert masks.shape == (1, *SHAPE)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (15, 24, 19, 31)
+    moved = drawn(subject(), "jitter:20")
+    masks = run("box", subject(), moved)["jitter:20"].masks
+    for mask, (x0, y0, x1, y1) in zip(masks, moved["jitter:20"].marks.boxes, strict=True):
+        assert mask.sum() == (round(x1) - round(x0)) * (round(y1) - round(y0))
+        assert mask.sum() not in (240, 252)
+
+
+@pytest.mark.parametrize("row", GUESSES)
+def test_no_guess_looks_at_corrections_and_none_needs_marks_where_nothing_is_marked(row):
+    got = run(row, subject(), drawn(subject(), "clicks:3,box,auto,none"))
+    assert list(got) == (["box", "auto", "none"] if row in ("atlas", "otsu") else ["box"])
+    for spec in ("auto", "none"):
+        if spec in got:
+            assert not got[spec].prompted
+            assert len(got[spec].masks) == 1
+            assert len(got[spec].found.boxes) == (1 if row == "atlas" else 2)
 
 
 def test_an_atlas_is_asked_for_by_the_patient():
     asked = []
-    tools = told([])._replace(atlas=lambda patient: asked.append(patient) or SQUARE)
-    compare(subject("b"), draw_marks("box", subject("b"), seed=0), tools, prompt="box")
+    method = guess("box", lambda patient: asked.append(patient) or ATLAS, also=("box",))
+    list(method.open([])(subject("b"), drawn(subject("b"), "box")))
     assert asked == ["Pb"]
-
-
-def test_what_is_prompted_for_in_evaluation_can_be_trained():
-    assert PROTOCOLS.keys() <= SAMPLERS.keys()
-
-
-def test_an_image_with_nothing_to_prompt_for_is_left_out_and_named(tmp_path):
-    def evaluate(prompt: str) -> list[str]:
-        out = tmp_path / prompt
-        out.mkdir()
-        readers = [
-            lambda: subject("a"),
-            lambda: subject("empty", rectangles=()),
-            lambda: subject("c"),
-        ]
-        options = {"seed": 0, "pictures": 3, "title": "t", "settings": {}}
-        score(out, readers, told([]), prompt=prompt, **options)
-        drawn = {path.stem.split("_")[-1] for path in (out / "overlays").iterdir()}
-        rows = (out / "per_image.csv").read_text().splitlines()[1:]
-        assert drawn == {row.split(",")[0] for row in rows}
-        return [row.split(",")[0] for row in rows if methods.METHODS["sam"].label in row]
-
-    with pytest.warns(UserWarning, match="empty: no object to prompt for"):
-        assert evaluate("point") == ["a", "c"]
-    assert evaluate("none") == ["a", "empty", "c"]
+    assert (method.seed, method.also) == ("", ("box",))
+    assert method.serves("anyone")

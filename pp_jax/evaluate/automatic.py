@@ -5,6 +5,7 @@ patients among those that are scored, in five parts.
 """
 
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ class Proposals(NamedTuple):
 
     rles: Sequence[Any]
     features: Float[np.ndarray, "n F"]
+    seconds: float
 
 
 class Found(NamedTuple):
@@ -44,13 +46,11 @@ class Found(NamedTuple):
     stability: Float[np.ndarray, " n"]
     probability: Float[np.ndarray, " n"]  # That a mask fits an object, as the rule has it.
     taken: Bool[np.ndarray, " n"]
+    seconds: float  # That the proposals took.
 
 
-class Searcher(NamedTuple):
-    """How automatic masks are found and chosen."""
-
-    find: Callable[[Image, Subject], Found]
-    best: Callable[[Bool[np.ndarray, "n H W"], Bool[np.ndarray, "N H W"]], np.ndarray]
+# Of what a model is shown, and whose findings it is asked for.
+Search = Callable[[Image, Subject], Found]
 
 
 def config(points: int) -> AutomaticConfig:
@@ -68,15 +68,16 @@ def make_searcher(
     *,
     fit: Sequence[Source],
     scored: Sequence[Source],
-) -> Searcher:
-    """A searcher whose rules never saw the patient that they choose for.
+) -> Search:
+    """A search whose rules never saw the patient that they choose for.
 
     Args:
       generate: Proposes the masks of an image.
       fit: Training images; none: the rules are fitted on other patients of `scored`.
-      scored: The images that it will be asked for.
+      scored: All images that it may be asked for.
     """
     part_of = {p: i % _PARTS for i, p in enumerate(sorted({one.patient for one in scored}))}
+    fit = [one for one in fit if one.patient not in part_of]
     rules: dict[int, Rule] = {}
     searched: dict[str, Searched] = {}
 
@@ -101,20 +102,24 @@ def make_searcher(
         found = propose(generate, image) if held is None else held.proposals
         return _choose(found, rule, size=subject.findings.shape)
 
-    return Searcher(find, selection.oracle)
+    return find
 
 
 def propose(generate: Generate, image: Image) -> Proposals:
     """The masks that the generator finds in an image, the empty ones left out."""
+    start = perf_counter()
+    records = generate(image)
+    seconds = perf_counter() - start
     grey = to_grey(image)
     rles, rows = [], []
-    for one in generate(image):
+    for one in records:
         mask = decode_rle(one["segmentation"])
         if mask.any():
             scores = {"predicted_iou": one["predicted_iou"], "stability": one["stability_score"]}
             rows.append(selection.features(grey, mask, **scores))
             rles.append(one["segmentation"])
-    return Proposals(rles, np.array(rows, float).reshape(-1, len(selection.FEATURES)))
+    features = np.array(rows, float).reshape(-1, len(selection.FEATURES))
+    return Proposals(rles, features, seconds)
 
 
 class Searched(NamedTuple):
@@ -171,4 +176,5 @@ def _choose(found: Proposals, rule: Rule, *, size: tuple[int, int]) -> Found:
         stability,
         selection.probability(rule, found.features),
         selection.select(rule, found.features),
+        found.seconds,
     )

@@ -42,12 +42,12 @@ def open_journal(folder: Path, settings: Mapping[str, Any]) -> Journal:
 
 def write_line(journal: Journal, key: Key, content: Mapping[str, Any]) -> None:
     """The line stands on the disk, and the journal knows it."""
-    held = json.loads(json.dumps({"key": key, **content}, allow_nan=False))
+    line = json.dumps({"key": key, **content}, allow_nan=False, separators=(",", ":"))
     with journal.path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(held, separators=(",", ":")) + "\n")
+        file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
-    journal.done[key] = held
+    journal.done[key] = json.loads(line)  # The same as an interrupted evaluation reads.
 
 
 def close(journal: Journal) -> None:
@@ -63,16 +63,19 @@ def _holds(path: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def _read(path: Path) -> dict[Key, dict[str, Any]]:
-    """Lines by their key; a last line that was cut off is removed from the file."""
+    """Lines by their key; from the first that is not whole on they are removed from the file."""
     if not path.is_file():
         return {}
     done: dict[Key, dict[str, Any]] = {}
     whole = 0
     with path.open("rb") as file:
         for line in file:
+            try:
+                content = json.loads(line)
+            except ValueError:
+                break
             if not line.endswith(b"\n"):
                 break
-            content = json.loads(line)
             done[tuple(content["key"])] = content
             whole += len(line)
     os.truncate(path, whole)

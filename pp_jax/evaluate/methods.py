@@ -51,7 +51,7 @@ class Method(NamedTuple):
     label: str
     seed: str  # Which of several runs; of a control, nothing.
     serves: Callable[[str], bool]  # Of a patient: a fold answers for its own test patients.
-    open: Callable[[Sequence[Source]], Run]  # Given the images that it will be asked for.
+    open: Callable[[Sequence[Source]], Run]  # Given all images that it answers for.
     also: tuple[str, ...] = ()  # Protocols that it alone is asked under.
 
 
@@ -74,13 +74,14 @@ class Line(NamedTuple):
 def parse_methods(texts: Sequence[str]) -> tuple[list[Told], list[str]]:
     """The models that are named, and the rows of `METHODS`; all rows if none is named.
 
-    A model is `FOLDER`, `NAME=FOLDER` or `NAME=FOLDER+FOLDER`, and after spaces `filter=`,
-    `fusion=`, `blend=`, `roi=` or `refine=`.
+    A model is `FOLDER`, `NAME=FOLDER` or, of several seeds, `NAME=FOLDER+FOLDER`, and after spaces
+    `filter=`, `fusion=`, `blend=`, `roi=` or `refine=`.
 
     Raises:
-      ValueError: Two models of one name, or something that is no option of a model.
+      ValueError: Two models of one name, or of the name of another line; no folder; or something
+        that is no option of a model.
     """
-    rows = [text for text in texts if text in METHODS]
+    rows = list(dict.fromkeys(text for text in texts if text in METHODS))
     models = [_parse_model(text) for text in texts if text not in METHODS]
     names = [model.name for model in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -88,14 +89,18 @@ def parse_methods(texts: Sequence[str]) -> tuple[list[Told], list[str]]:
             f"--methods: {twice[0]!r} names {names.count(twice[0])} models; call each by a name of "
             f"its own, such as 'first={models[names.index(twice[0])].folders[0]}'"
         )
+    if taken := sorted({line.label for line in METHODS.values()} & set(names)):
+        raise ValueError(f"--methods: {taken[0]!r} is a line of its own; name the model otherwise")
     return models, rows or list(METHODS)
 
 
 def _parse_model(text: str) -> Told:
-    words = text.split()
-    if not words:
-        raise ValueError("--methods '': names nothing; give a folder")
-    name, _, folders = words[0].rpartition("=")
+    words = text.split() or [""]
+    # The first sign ends the name: a folder may be called lr=0.1.
+    name, sign, told = words[0].partition("=")
+    folders = tuple(part.rstrip("/") for part in (told if sign else name).split("+"))
+    if not all(folders):
+        raise ValueError(f"--methods {text!r}: a folder is missing; give NAME=FOLDER")
     look: dict[str, str] = {}
     refine: list[str] = []
     for word in words[1:]:
@@ -110,9 +115,8 @@ def _parse_model(text: str) -> Told:
                 f"{', '.join(f'{key}=VALUE' for key in (*_LOOK, 'refine'))}"
             )
     parse_refinements(refine)
-    paths = tuple(part.rstrip("/") for part in folders.split("+"))
-    default = " ".join([paths[0].rsplit("/", 1)[-1], *words[1:]])
-    return Told(name or default, paths, look, tuple(refine))
+    default = " ".join([folders[0].rsplit("/", 1)[-1], *words[1:]])
+    return Told(name if sign and name else default, folders, look, tuple(refine))
 
 
 def guess(row: str, atlas_of: Callable[[str], Atlas], *, also: tuple[str, ...] = ()) -> Method:

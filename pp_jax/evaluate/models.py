@@ -2,22 +2,21 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, UInt8
 from scipy.special import expit
 
-from pp_jax.evaluate import consistency
-from pp_jax.evaluate.automatic import Found, Searcher
-from pp_jax.evaluate.detection import Scored, boxes_of
+from pp_jax.evaluate import consistency, selection
+from pp_jax.evaluate.automatic import Found, Search
+from pp_jax.evaluate.detection import boxes_of
+from pp_jax.evaluate.matching import assign_components
 from pp_jax.evaluate.methods import Outcome
 from pp_jax.evaluate.metrics import dice
 from pp_jax.evaluate.protocols import (
     Drawn,
-    Protocol,
     answer,
     click_rounds,
     parse_protocol,
@@ -27,6 +26,7 @@ from pp_jax.evaluate.subjects import MODEL, ORACLE, Answer, Marks, Subject
 from pp_jax.predict.asking import Asker, Embedded, choose, embed_once
 from pp_jax.predict.refine import refine
 
+AUTOMATIC = "auto"  # The protocol of masks that are searched for.
 JITTERED = 6  # Draws of other marks, for the agreement among their masks.
 _TOP = 0.01  # Share of an image's pixels that its score as a whole is read from.
 
@@ -59,42 +59,41 @@ class Asked(NamedTuple):
     confidence: frozenset[str]
     seed: int
     shown: Callable[[Subject], Image]  # The subject's image, or another's in its place.
-    searcher: Searcher | None  # For automatic masks; None: not asked for.
+    searcher: Search | None  # For automatic masks; None: not asked for.
+
+
+class Seen(NamedTuple):
+    """What a model sees of a subject."""
+
+    subject: Subject
+    image: Image
+    embedded: Embedded | None  # None: each box has a window of its own.
+    seconds: float  # That this took.
 
 
 def answers(asked: Asked, subject: Subject, drawn: Mapping[str, Drawn]) -> Iterator[Outcome]:
     """The model's answer under each protocol, and beside it the best it could have chosen."""
-    image = asked.shown(subject)
+    image, embedded = asked.shown(subject), None
     start = perf_counter()
-    embedded = embed_once(asked.asker, image)
-    seconds = perf_counter() - start
+    if any(spec != AUTOMATIC for spec in drawn):
+        embedded = embed_once(asked.asker, image)
+    seen = Seen(subject, image, embedded, perf_counter() - start)
     for spec, one in drawn.items():
-        protocol = parse_protocol(spec)[1]
-        if protocol.rounds:
-            yield from _rounds(asked, subject, image, embedded, one, seconds=seconds)
-        elif spec == "auto":
-            yield from _automatic(asked, subject, image)
+        if spec == AUTOMATIC:
+            yield from _automatic(asked, seen)
+        elif parse_protocol(spec)[1].rounds:
+            yield from _rounds(asked, seen, one)
         else:
-            once = partial(_once, asked, subject, image, embedded)
-            yield from once(one, spec=spec, protocol=protocol, seconds=seconds)
+            yield from _once(asked, seen, one, spec=spec)
 
 
-def _once(
-    asked: Asked,
-    subject: Subject,
-    image: Image,
-    embedded: Embedded | None,
-    drawn: Drawn,
-    *,
-    spec: str,
-    protocol: Protocol,
-    seconds: float,
-) -> Iterator[Outcome]:
+def _once(asked: Asked, seen: Seen, drawn: Drawn, *, spec: str) -> Iterator[Outcome]:
+    protocol = parse_protocol(spec)[1]
     start = perf_counter()
     single = asked.single and _several(drawn.marks)
-    found = answer(asked.asker, image, drawn.marks, single=single, embedded=embedded)
-    masks = _refined(asked, found, image)
-    seconds += perf_counter() - start
+    found = answer(asked.asker, seen.image, drawn.marks, single=single, embedded=seen.embedded)
+    masks = _refined(asked, found, seen.image)
+    seconds = seen.seconds + perf_counter() - start
     told = protocol.truth_in_prompt
     outcome = Outcome(
         protocol=spec,
@@ -103,23 +102,29 @@ def _once(
         masks=masks,
         predicted_iou=found.predicted_iou,
         logits=found.logits,
-        confidences=_confidences(asked, subject, image, embedded, drawn, found, spec=spec),
+        confidences=_confidences(asked, seen, drawn, found, spec=spec, single=single),
         score=None if told else image_score(found),
         found=None if told else boxes_of(found._replace(masks=masks)),
         seconds=seconds,
     )
     yield outcome
     if found.candidates.shape[1] > 1:
+        subject = seen.subject
         targets = subject.objects if protocol.needs_objects else subject.findings[None]
-        best = [
-            max(offered, key=lambda mask: dice(mask, target))
-            for offered, target in zip(found.candidates, targets, strict=True)
-        ]
-        yield _by_oracle(outcome, np.stack(best))
+        yield _by_oracle(outcome, found.candidates, targets)
 
 
-def _by_oracle(outcome: Outcome, masks: Bool[np.ndarray, "N H W"]) -> Outcome:
-    """The same prompts, answered by whoever knows the target."""
+def _by_oracle(
+    outcome: Outcome, offered: Bool[np.ndarray, "N M H W"], targets: Bool[np.ndarray, "N H W"]
+) -> Outcome:
+    """The same prompts, answered by whoever knows the targets: each with the mask of highest Dice.
+
+    The model's own mask, which may have been refined, is offered too: for each target this answer
+    is at least as good as the model's.
+    """
+    masks = np.zeros_like(targets)
+    for mask, others, own, target in zip(masks, offered, outcome.masks, targets, strict=True):
+        mask[:] = max((own, *others), key=lambda one: dice(one, target))
     return outcome._replace(
         choice=ORACLE,
         masks=masks,
@@ -128,17 +133,17 @@ def _by_oracle(outcome: Outcome, masks: Bool[np.ndarray, "N H W"]) -> Outcome:
         confidences={},
         score=None,
         found=None,
-        clicks=None,
     )
 
 
 def _several(marks: Marks) -> bool:
     """Whether an object has more tokens than a box alone: then SAM's single mask is meant.
 
-    The rule of the official `SamOnnxModel.select_masks`, where a box counts as two.
+    The rule of the official `SamOnnxModel.select_masks`: a box is two tokens, and where there is
+    none a point that pads is one.
     """
     points = 0 if marks.points is None else marks.points.shape[1]
-    return points + 2 * (marks.boxes is not None) > 2
+    return points + (1 if marks.boxes is None else 2) > 2
 
 
 def _refined(asked: Asked, found: Answer, image: Image) -> Bool[np.ndarray, "N H W"]:
@@ -159,32 +164,28 @@ def image_score(found: Answer) -> float:
     return float(expit(surest).mean()) * max(float(found.predicted_iou.max()), 0.0)
 
 
-def _rounds(
-    asked: Asked,
-    subject: Subject,
-    image: Image,
-    embedded: Embedded,
-    drawn: Drawn,
-    *,
-    seconds: float,
-) -> Iterator[Outcome]:
+def _rounds(asked: Asked, seen: Seen, drawn: Drawn) -> Iterator[Outcome]:
     rounds = click_rounds(
-        asked.asker, embedded, drawn, subject.objects, single_after_first=asked.single
+        asked.asker, seen.embedded, drawn, seen.subject.objects, single_after_first=asked.single
     )
-    start = perf_counter()
-    for count, (found, marks) in enumerate(rounds, 1):
+    seconds, last = seen.seconds, drawn.uniforms.shape[1]
+    for count in range(1, last + 1):
+        start = perf_counter()  # Whoever is told of a round takes time of its own.
+        found, marks = next(rounds)
+        masks = _refined(asked, found, seen.image)
+        seconds += perf_counter() - start
         yield Outcome(
             protocol=f"clicks:{count}",
             choice=MODEL,
             prompted=True,
-            masks=_refined(asked, found, image),
+            masks=masks,
             predicted_iou=found.predicted_iou,
             logits=found.logits,
             confidences=_told(found, asked.confidence),
             score=None,
             found=None,
-            seconds=seconds + perf_counter() - start,
-            clicks=_plain_clicks(marks, drawn) if count == drawn.uniforms.shape[1] else None,
+            seconds=seconds,
+            clicks=_plain_clicks(marks, drawn) if count == last else None,
         )
 
 
@@ -192,34 +193,31 @@ def _plain_clicks(marks: Marks, drawn: Drawn) -> dict[str, Any]:
     return to_plain(Drawn(marks._replace(logits=None), drawn.uniforms))
 
 
-def _automatic(asked: Asked, subject: Subject, image: Image) -> Iterator[Outcome]:
+def _automatic(asked: Asked, seen: Seen) -> Iterator[Outcome]:
     """What the fitted rule takes of the automatic masks, and what an oracle would take."""
-    start = perf_counter()
-    found: Found = asked.searcher.find(image, subject)
-    taken = found.masks[found.taken]
+    subject = seen.subject
+    found: Found = asked.searcher(seen.image, subject)
+    masks, sure = found.masks[found.taken], found.probability[found.taken]
+    told = {"predicted_iou": found.predicted_iou, "stability": found.stability}
     outcome = Outcome(
-        protocol="auto",
+        protocol=AUTOMATIC,
         choice=MODEL,
         prompted=False,
-        masks=taken if len(taken) else np.zeros((1, *subject.findings.shape), bool),
-        predicted_iou=found.predicted_iou[found.taken] if len(taken) else None,
+        masks=masks,
+        predicted_iou=found.predicted_iou[found.taken],
         logits=None,
-        confidences={
-            "predicted_iou": found.predicted_iou[found.taken].tolist(),
-            "stability": found.stability[found.taken].tolist(),
-        },
+        confidences={name: values[found.taken].tolist() for name, values in told.items()},
         score=float(found.probability.max(initial=0.0)),
-        found=_boxes(taken, found.probability[found.taken]),
-        seconds=perf_counter() - start,
+        found=boxes_of(Answer(masks, sure, None, None)),
+        seconds=found.seconds,
     )
     yield outcome
     if len(subject.objects):
-        best = asked.searcher.best(found.masks, subject.objects)
-        yield _by_oracle(outcome._replace(prompted=True), best)
-
-
-def _boxes(masks: Bool[np.ndarray, "N H W"], sure: Float[np.ndarray, " N"]) -> Scored:
-    return boxes_of(Answer(masks, sure, None, None))
+        # Here each object is answered, though nobody marked it.
+        own = assign_components(masks.any(0), subject.objects)
+        best = selection.oracle(found.masks, subject.objects)
+        answered = outcome._replace(prompted=True, masks=own)
+        yield _by_oracle(answered, best[:, None], subject.objects)
 
 
 # Confidence.
@@ -234,43 +232,32 @@ def _told(found: Answer, wanted: frozenset[str]) -> dict[str, list[float | None]
 
 
 def _confidences(
-    asked: Asked,
-    subject: Subject,
-    image: Image,
-    embedded: Embedded | None,
-    drawn: Drawn,
-    found: Answer,
-    *,
-    spec: str,
+    asked: Asked, seen: Seen, drawn: Drawn, found: Answer, *, spec: str, single: bool
 ) -> dict[str, list[float | None]]:
-    told = _told(found, asked.confidence)
-    marked = drawn.marks.boxes is not None or drawn.marks.points is not None
-    if "jitter" in asked.confidence and marked and embedded is not None:
-        key = [asked.seed, *(zlib.crc32(text.encode()) for text in (subject.id, spec))]
-        masks = _other_marks(asked, embedded, drawn.marks, rng=np.random.default_rng(key))
+    told, marks, image = _told(found, asked.confidence), drawn.marks, seen.image
+    marked = marks.boxes is not None or marks.points is not None
+    if "jitter" in asked.confidence and marked and seen.embedded is not None:
+        key = [asked.seed, *(zlib.crc32(text.encode()) for text in (seen.subject.id, spec))]
+        rng = np.random.default_rng(key)
+        masks = _other_marks(asked.asker, seen.embedded, marks, rng=rng, single=single)
         told["jitter"] = [consistency.agreement(own) for own in masks]
         told["entropy"] = [consistency.mean_entropy(own) for own in masks]
     if "tta" in asked.confidence:
-        views = [
-            view.mask(
-                answer(
-                    asked.asker,
-                    np.ascontiguousarray(view.image(image)),
-                    view.marks(drawn.marks, image.shape[1]),
-                    single=asked.single and _several(drawn.marks),
-                ).masks
-            )
-            for name, view in consistency.VIEWS.items()
-            if name != "identity"
-        ]
+        others = [view for name, view in consistency.VIEWS.items() if name != "identity"]
+        views = [_viewed(asked.asker, image, marks, view, single=single) for view in others]
         told["tta"] = _agreements([found.masks, *views])
     if "filters" in asked.confidence:
-        shown = [
-            answer(asker, image, drawn.marks, single=asked.single and _several(drawn.marks)).masks
-            for asker in asked.filtered
-        ]
+        shown = [answer(asker, image, marks, single=single).masks for asker in asked.filtered]
         told["filters"] = _agreements(shown)
     return told
+
+
+def _viewed(
+    asker: Asker, image: Image, marks: Marks, view: consistency.View, *, single: bool
+) -> Bool[np.ndarray, "N H W"]:
+    """The masks of the image seen in another way, brought back."""
+    shown = np.ascontiguousarray(view.image(image))
+    return view.mask(answer(asker, shown, view.marks(marks, image.shape[1]), single=single).masks)
 
 
 def _agreements(masks: Sequence[Bool[np.ndarray, "N H W"]]) -> list[float | None]:
@@ -279,18 +266,18 @@ def _agreements(masks: Sequence[Bool[np.ndarray, "N H W"]]) -> list[float | None
 
 
 def _other_marks(
-    asked: Asked, embedded: Embedded, marks: Marks, *, rng: np.random.Generator
+    asker: Asker, embedded: Embedded, marks: Marks, *, rng: np.random.Generator, single: bool
 ) -> Bool[np.ndarray, "N K h w"]:
     """The masks of each object under other draws of its marks, at low resolution."""
     size, count = embedded.original, len(marks.boxes if marks.points is None else marks.points)
     draws = consistency.jittered(marks, size=size, rng=rng, count=JITTERED)
     fields = zip(*draws, strict=True)
     told = Marks(*(None if one[0] is None else np.concatenate(one) for one in fields))
-    decoded = asked.asker.decode(embedded, told)
-    index = choose(decoded, single=asked.single and _several(marks))
+    decoded = asker.decode(embedded, told)
+    index = choose(decoded, single=single)
     logits = decoded.logits[np.arange(len(index)), index]
     # Beyond the image the model's low-resolution masks mean nothing.
-    stride = asked.asker.side // logits.shape[-1]
+    stride = asker.side // logits.shape[-1]
     rows, columns = (-(-length // stride) for length in embedded.size)
     masks = (logits > 0)[:, :rows, :columns]
     return masks.reshape(JITTERED, count, *masks.shape[1:]).swapaxes(0, 1)

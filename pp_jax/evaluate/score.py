@@ -24,7 +24,7 @@ class Scores(NamedTuple):
     detections: list[dict[str, Any]]  # Of protocols that tell no truth.
     reliability: dict[tuple[str, str, str], calibration.Reliability]  # Method, seed, protocol.
     prompts: dict[str, dict[str, Any]]  # Protocol, image.
-    clicks: dict[str, dict[str, Any]]  # Method and image: where it was corrected.
+    clicks: dict[str, dict[str, Any]]  # Method, image: where its first seed was corrected.
     seconds: dict[tuple[str, str], list[float]]  # Method, protocol: of each image.
 
 
@@ -48,6 +48,7 @@ def score(
       stored: Prompts by protocol and image, to be used in place of drawn ones.
     """
     total = sum(method.serves(source.patient) for method in methods for source in sources)
+    contrasts: dict[tuple[str, str], list[float | None]] = {}
     with tqdm(total=total, unit="image") as bar:
         for method in methods:
             bar.set_description(method.label[:32])
@@ -55,13 +56,16 @@ def score(
             keys = [(method.label, method.seed, source.dataset, source.id) for source in own]
             bar.update(sum(key in book.done for key in keys))
             left = [(k, s) for k, s in zip(keys, own, strict=True) if k not in book.done]
-            run = method.open([source for _, source in left]) if left else None
+            # Given all of them: what is fitted on them is the same after an interruption.
+            run = method.open(own) if left else None
             for key, source in left:
                 subject = source.read()
                 asked = dict.fromkeys([*protocols, *method.also])
                 drawn = _draw(subject, asked, seed=seed, stored=stored)
-                outcomes = run(subject, drawn)
-                journal.write_line(book, key, _line(method, subject, drawn, outcomes))
+                if key[2:] not in contrasts:
+                    contrasts[key[2:]] = _contrasts(subject)
+                line = _line(method, subject, drawn, run(subject, drawn), contrasts[key[2:]])
+                journal.write_line(book, key, line)
                 bar.update()
     return _collect(book, methods, sources)
 
@@ -93,6 +97,7 @@ def _line(
     subject: Subject,
     drawn: Mapping[str, Drawn],
     outcomes: Iterator[Outcome],
+    contrasts: Sequence[float | None],
 ) -> dict[str, Any]:
     """What one method's answers to one image are worth, ready for the journal."""
     line: dict[str, Any] = {
@@ -104,7 +109,6 @@ def _line(
         "clicks": {},
         "seconds": {},
     }
-    contrasts = _contrasts(subject)
     for outcome in outcomes:
         key = {
             "method": method.label,
@@ -225,6 +229,11 @@ def _plain(seen: calibration.Reliability) -> dict[str, Any]:
     return {name: np.asarray(value).tolist() for name, value in seen._asdict().items()}
 
 
+def _seen(plain: Mapping[str, Any]) -> calibration.Reliability:
+    sums = {n: np.array(x) if isinstance(x, list) else x for n, x in plain.items()}
+    return calibration.Reliability(**sums)
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
@@ -243,13 +252,14 @@ def _collect(book: journal.Journal, methods: Sequence[Method], sources: Sequence
             scores.detections.extend(line["detections"])
             for protocol, plain in line["reliability"].items():
                 key = (method.label, method.seed, protocol)
-                seen = calibration.Reliability(*map(np.asarray, plain.values()))
+                seen = _seen(plain)
                 held = scores.reliability.get(key)
                 scores.reliability[key] = seen if held is None else calibration.add(held, seen)
             for protocol, marks in line["prompts"].items():
                 scores.prompts.setdefault(protocol, {})[source.id] = marks
             if line["clicks"]:
-                scores.clicks.setdefault(method.label, {})[source.id] = line["clicks"]
+                clicks = scores.clicks.setdefault(method.label, {})
+                clicks.setdefault(source.id, line["clicks"])
             for protocol, seconds in line["seconds"].items():
                 scores.seconds.setdefault((method.label, protocol), []).append(seconds)
     return scores
