@@ -4,7 +4,7 @@ The rule is fitted on the run's own training images; where there are none, on th
 patients among those that are scored, in five parts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -78,28 +78,30 @@ def make_searcher(
     """
     part_of = {p: i % _PARTS for i, p in enumerate(sorted({one.patient for one in scored}))}
     fit = [one for one in fit if one.patient not in part_of]
-    rules: dict[int, Rule] = {}
+    groups = [_spread(fit)] if fit else [_others(scored, part_of, i) for i in range(_PARTS)]
+    kept = {one.id for group in groups for one in group}
     searched: dict[str, Searched] = {}
+    rules: dict[int, Rule] = {}
 
-    def search(source: Source) -> Searched:
-        if source.id not in searched:
-            subject = source.read()
-            searched[source.id] = _search(propose(generate, subject.image), subject)
-        return searched[source.id]
+    def search(name: str, read: Callable[[], Subject]) -> Searched:
+        if name not in searched:
+            searched[name] = _search(generate, read())
+        return searched[name]
 
     def rule_for(patient: str) -> Rule:
-        own = -1 if fit else part_of[patient]
-        if own not in rules:
-            others = _spread(fit or [one for one in scored if part_of[one.patient] != own])
-            told = tqdm(others, desc="fitting the rule for automatic masks", unit="image")
-            rules[own] = fit_rule([search(source) for source in told])
-        return rules[own]
+        index = 0 if fit else part_of[patient]
+        if index not in rules:
+            told = tqdm(groups[index], desc="fitting the rule for automatic masks", unit="image")
+            rules[index] = fit_rule([search(one.id, one.read) for one in told])
+        return rules[index]
 
     def find(image: Image, subject: Subject) -> Found:
         rule = rule_for(subject.patient)
         # Another's image may be shown in the place of the subject's.
-        held = searched.get(subject.id) if image is subject.image else None
-        found = propose(generate, image) if held is None else held.proposals
+        if image is subject.image and subject.id in kept:
+            found = search(subject.id, lambda: subject).proposals
+        else:
+            found = propose(generate, image)
         return _choose(found, rule, size=subject.findings.shape)
 
     return find
@@ -130,9 +132,15 @@ class Searched(NamedTuple):
     findings: Bool[np.ndarray, "H W"]
 
 
-def _search(found: Proposals, subject: Subject) -> Searched:
+def _search(generate: Generate, subject: Subject) -> Searched:
+    found = propose(generate, subject.image)
     masks = _masks(found, subject.findings.shape)
     return Searched(found, selection.best_iou(masks, subject.objects), subject.findings)
+
+
+def _others(scored: Sequence[Source], part_of: Mapping[str, int], part: int) -> list[Source]:
+    """What the rule for the patients of one part is fitted on."""
+    return _spread([one for one in scored if part_of[one.patient] != part])
 
 
 def _spread(sources: Sequence[Source]) -> list[Source]:
