@@ -118,27 +118,32 @@ def resolve(asked: EvalConfig, told: Sequence[Told], first: Member) -> EvalConfi
 def open_records(
     settings: EvalConfig, entries: Sequence[Entry]
 ) -> tuple[list[records.Record], Served]:
-    """All records of the data sets, and the images of each run that it may be scored on."""
-    members = list(itertools.chain(*(entry.members for entry in entries)))
-    fitted = {one.folder: fitted_on(one) for one in members if one.run is not None}
+    """All records of the data sets, and the images that each run, or weights, may be scored on."""
+    folders = [member.folder for entry in entries for member in entry.members]
+    fitted = {folder: fitted_on(folder) for folder in folders}
     asked = sources.name_sets(settings.data, settings.data_dir)
-    sets = held_out.find_sets(asked, [run.sets for run in fitted.values()])
+    sets = held_out.find_sets(asked, [run.sets for own in fitted.values() for run in own])
     opened = sources.open_sets(sets)
     everything = records.draw_as(itertools.chain(*opened), settings.target)
-    served = {one.folder: frozenset(record.id for record in everything) for one in members}
-    for folder, run in fitted.items():
-        served[folder] = held_out.unseen(everything, sets, run, part=settings.part)
+    served = dict.fromkeys(folders, frozenset(record.id for record in everything))
+    for folder, own in fitted.items():
+        for run in own[:1]:
+            served[folder] = held_out.unseen(everything, sets, run, part=settings.part)
+        for begun_from in own[1:] if settings.part == "test" else ():
+            served[folder] &= held_out.unknown_to(everything, sets, begun_from)
     return everything, served
 
 
-def fitted_on(member: Member) -> held_out.Fitted:
-    """What a run was fitted on."""
-    return held_out.Fitted(
-        str(member.folder),
-        sources.name_sets(member.run.data, member.run.data_dir),
-        runs.read_split(member.folder),
-        runs.read_images(member.folder),
-    )
+def fitted_on(folder: Path) -> list[held_out.Fitted]:
+    """What a run was fitted on, and before it the runs that it began from; nothing of weights."""
+    found = []
+    while (folder / runs.CONFIG).is_file():
+        run = runs.read_config(folder)
+        sets = sources.name_sets(run.data, run.data_dir)
+        parts = (runs.read_split(folder), runs.read_images(folder))
+        found.append(held_out.Fitted(str(folder), sets, *parts))
+        folder = Path(run.checkpoint)
+    return found
 
 
 def choose(

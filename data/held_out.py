@@ -56,20 +56,27 @@ def unseen(
 ) -> frozenset[str]:
     """The ids of the records that a run may be scored on.
 
-    Of its own data those of `part`, or all. Of other data all but those of patients that it was
-    fitted on in a copy of the same set, such as a prepared one, which is told by its name. `folder`
-    and `synthetic` are names of many sets; one of them is a copy if it has most of the run's
-    images. A warning says how many are left out.
+    Of its own data those of `part`, or all. Of other data those of `unknown_to`.
     """
-    if is_own(sets, run.sets):
-        kept = everything if part == "all" else _of_part(everything, run, part)
-        return frozenset(record.id for record in kept)
+    if not is_own(sets, run.sets):
+        return unknown_to(everything, sets, run)
+    kept = everything if part == "all" else _of_part(everything, run, part)
+    return frozenset(record.id for record in kept)
+
+
+def unknown_to(everything: Sequence[Record], sets: sources.Sets, run: Fitted) -> frozenset[str]:
+    """The ids of the records of patients whom a run was not fitted on.
+
+    They are told by their names in the same set or a copy of it, such as a prepared one, which is
+    told by its own name. `folder` and `synthetic` are names of many sets; one of them is a copy if
+    it has most of the run's images. A warning says how many are left out.
+    """
     seen = _seen(everything, sets, run)
     kept = [record for record in everything if record.patient not in seen]
     if len(kept) < len(everything):
         warnings.warn(
             f"{len(everything) - len(kept)} of {len(everything)} images are left out: {run.name} "
-            "was trained or validated on their patients, in another copy of the data set",
+            "was trained or validated on their patients",
             stacklevel=2,
         )
     return frozenset(record.id for record in kept)

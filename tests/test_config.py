@@ -12,20 +12,17 @@ from pp_jax import cli, prompts, sharding
 from pp_jax.config import (
     PRESETS,
     RECIPES,
-    EvalConfig,
     Look,
     TrainConfig,
     blind_twin,
     differences,
     fold_of,
     look_of,
-    override,
     resolve,
-    resolve_eval,
     twin_command,
 )
 from pp_jax.finetune import optimize, trainable
-from pp_jax.preprocess import filters
+from pp_jax.look import override
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.sam import VARIANTS
 
@@ -295,56 +292,6 @@ RUN = resolve(
         data="rsna", data_dir="r", prompt="point", filter="sobel", fusion="blend", blend=0.3
     )
 )
-
-
-def test_an_evaluation_follows_its_run() -> None:
-    got = resolve_eval(EvalConfig(), folder="runs/a", run=RUN, look=look_of(RUN))
-    assert (got.checkpoint, got.data, got.data_dir) == ("runs/a", "rsna", "r")
-    assert (got.prompt, got.filter, got.fusion, got.blend) == ("point", "sobel", "blend", 0.3)
-    assert got.out == "runs/a/eval-rsna-point-test"
-
-
-def test_what_the_user_says_of_an_evaluation_stands() -> None:
-    said = {
-        "data": "rsna",
-        "data_dir": "d",
-        "out": "o",
-        "prompt": "none",
-        "filter": "none",
-        "fusion": "replace",
-        "blend": 0.0,
-        "part": "all",
-    }
-    got = resolve_eval(EvalConfig(**said), folder="runs/a", run=RUN, look=look_of(RUN))
-    assert {name: getattr(got, name) for name in said} == said
-
-
-def test_other_data_does_not_come_from_the_runs_folder() -> None:
-    got = resolve_eval(EvalConfig(data="synthetic"), folder="runs/a", run=RUN, look=look_of(RUN))
-    assert got.data_dir == "datasets/synthetic"
-
-
-def test_reports_of_two_filters_do_not_share_a_folder() -> None:
-    names = {
-        resolve_eval(EvalConfig(filter=name), folder="runs/a", run=RUN, look=look_of(RUN)).out
-        for name in filters.FILTERS
-    }
-    assert len(names) == len(filters.FILTERS)
-
-
-def test_the_report_of_converted_weights_stands_beside_them() -> None:
-    """A file more inside, and the checkpoint would no longer verify."""
-    got = resolve_eval(EvalConfig(), folder="checkpoints/vit_b", run=None, look=Look())
-    assert got.out == "checkpoints/vit_b-eval-synthetic-box-test"
-    assert (got.filter, got.fusion, got.blend) == ("none", "replace", 0.5)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"), [("limit", 0), ("pictures", -1), ("blend", 2.0), ("seed", -3)]
-)
-def test_a_value_out_of_range_is_named_by_an_evaluation(field: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"--{field} {value}: "):
-        resolve_eval(EvalConfig(**{field: value}), folder="runs/a", run=None, look=Look())
 
 
 def test_a_run_and_itself_read_back_from_json_do_not_differ() -> None:

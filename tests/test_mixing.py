@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import eval as eval_front
 import train as train_front
 from data import sources
-from data.records import Record
+from data.held_out import Fitted, find_sets, unseen
 from data.rsna import read_rsna
 from data.synthetic import generate
-from pp_jax.config import EvalConfig, Look, TrainConfig, differences, resolve, resolve_eval
+from pp_jax.config import TrainConfig, differences, resolve
 from tests.fronts import assert_refused, front
 
 
@@ -108,17 +107,6 @@ def test_mixes_and_balance_make_other_runs_with_other_names():
     assert set(differences({}, made[4])) >= {"mix", "balance"}
 
 
-def test_an_evaluation_finds_the_folders_of_its_run():
-    run = resolve(TrainConfig(data="rsna,brain_seg", data_dir="r,b"))
-
-    def where(data):
-        settings = EvalConfig(data=data)
-        return resolve_eval(settings, folder="w", run=run, look=Look()).data_dir
-
-    assert [where(""), where("brain_seg"), where("synthetic")] == ["r,b", "b", "datasets/synthetic"]
-    assert where("synthetic,rsna") == "datasets/synthetic,r"
-
-
 # Runs.
 
 
@@ -160,64 +148,24 @@ def test_a_run_on_two_sets_trains_on_their_shares_and_validates_on_both(mixed, f
 
 
 def test_a_run_on_two_sets_is_scored_on_its_test_patients_of_both_or_of_one(mixed, folders):
-    run = TrainConfig(data="synthetic,synthetic", data_dir=joined(folders))
-    both = EvalConfig(data=run.data, data_dir=run.data_dir, prompt="none")
-    second = EvalConfig(data="synthetic", data_dir=str(folders[1]), prompt="none")
-    test = set(json.loads((mixed[1] / "split.json").read_text())["test"])
-    for settings, wanted in (
-        (both, test),
-        (second, {name for name in test if name.startswith("synthetic2.")}),
+    out = mixed[1]
+    split, images = (json.loads((out / f"{name}.json").read_text()) for name in ("split", "images"))
+    run = Fitted("mixed", sources.name_sets("synthetic,synthetic", joined(folders)), split, images)
+    test = {
+        f"{alias}.{record.id}"
+        for alias, folder in zip(("synthetic", "synthetic2"), folders, strict=True)
+        for record in read_rsna(folder)
+        if f"{alias}.{record.patient}" in split["test"]
+    }
+    assert {name.partition(".")[0] for name in test} == {"synthetic", "synthetic2"}
+    second = {name for name in test if name.startswith("synthetic2.")}
+    for data, where, wanted in (
+        ("synthetic,synthetic", joined(folders), test),
+        ("synthetic", str(folders[1]), second),
     ):
-        sets, own = eval_front.find_sets(settings, run)
+        sets = find_sets(sources.name_sets(data, where), [run.sets])
         everything = list(chain(*sources.open_sets(sets)))
-        assert own
-        chosen = eval_front.choose(everything, settings, mixed[1], own=own)
-        assert {record.patient for record in chosen} == wanted
-
-
-def test_other_data_are_scored_whole_and_mixtures_of_own_and_other_not_at_all(folders, tmp_path):
-    run = TrainConfig(data="synthetic", data_dir=str(folders[0]))
-    other = EvalConfig(data="synthetic", data_dir=str(folders[1]))
-    assert eval_front.find_sets(other, run) == ({"": ("synthetic", folders[1])}, False)
-    assert eval_front.find_sets(other, None)[1] is False
-    half = EvalConfig(data="synthetic,synthetic", data_dir=joined(folders))
-    with pytest.raises(ValueError, match="trained on synthetic alone; score them apart"):
-        eval_front.find_sets(half, run)
-
-
-@pytest.mark.parametrize("prefix", ["", "rsna."])
-def test_a_copy_of_the_runs_own_data_is_scored_without_what_it_was_fitted_on(prefix, tmp_path):
-    patients = {"train": ["p", "q"], "validation": ["r"], "test": ["s"]}
-    images = {"train": ["a", "b", "c"], "validation": ["d"], "test": ["e"]}
-    for file, parts in (("split.json", patients), ("images.json", images)):
-        held = {part: [prefix + name for name in names] for part, names in parts.items()}
-        (tmp_path / file).write_text(json.dumps(held))
-    more = (",brain_seg", ",y") if prefix else ("", "")
-
-    def kept(name, people):
-        run = TrainConfig(data=name + more[0], data_dir="x" + more[1])
-        known = [Record(i, p, Path(i), ((0, 0, 1, 1),), None, "box", "") for i, p in people.items()]
-        sets = {"": (name, Path("copy"))}
-        return [record.id for record in eval_front.leave_out_seen(known, sets, tmp_path, run)]
-
-    whole = dict(zip("abcdef", "pqqrst", strict=True))
-    if not prefix:
-        with pytest.warns(UserWarning, match="4 of 6 images are left out: .* another copy"):
-            assert kept("folder", whole) == ["e", "f"]
-        # Three names of four are not the run's: another folder, of other people.
-        assert kept("folder", {"a": "p", "x": "q", "y": "z"}) == ["a", "x", "y"]
-        return
-    with pytest.warns(UserWarning, match="4 of 6 images are left out: .* another copy"):
-        assert kept("rsna", whole) == ["e", "f"]
-    # Without a map of the patients each image is one, and is known by its id.
-    with pytest.warns(UserWarning, match="4 of 6"):
-        assert kept("rsna", {name: name for name in "abcdef"}) == ["e", "f"]
-
-
-def test_data_of_the_same_source_as_the_runs_are_refused():
-    run = TrainConfig(data="brain_seg,cxr_seg", data_dir="b,c")
-    with pytest.raises(ValueError, match="trained on cxr_seg, tested on rsna_like"):
-        eval_front.find_sets(EvalConfig(data="rsna_like", data_dir="r"), run)
+        assert unseen(everything, sets, run, part="test") == wanted
 
 
 @pytest.mark.parametrize("name", ["train.py", "eval.py"])

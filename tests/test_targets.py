@@ -12,9 +12,11 @@ import eval as eval_front
 from data.records import Record, draw_as, load
 from data.rsna import read_rsna
 from data.targets import LEAST, TARGETS, draw_objects
-from pp_jax.config import EvalConfig, Look, TrainConfig, differences, resolve, resolve_eval
+from pp_jax.config import TrainConfig, differences, look_of, resolve
+from pp_jax.eval_config import EvalConfig, resolve_eval
 from pp_jax.evaluate.controls import inscribed_ellipse
 from pp_jax.evaluate.metrics import dice
+from pp_jax.evaluate.protocols import parse_protocols
 from pp_jax.evaluate.tables import target_notes
 
 DERIVED = [name for name, row in TARGETS.items() if row.reads]
@@ -209,20 +211,25 @@ def scored(settings):
         Record(name, name, Path(name), ((0.0, 0.0, 9.0, 9.0),), Path(name), "mask", "")
         for name in ("a", "b")
     ]
-    return eval_front.choose(draw_as(known, settings.target), settings, Path("run"), own=False)
+    drawn = draw_as(known, settings.target)
+    protocols = parse_protocols(settings.prompt)
+    return eval_front.choose(drawn, protocols, settings, allowed=frozenset("ab"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_a_box_prompt_is_refused_wherever_the_target_is_made_of_the_box(name):
-    settings = EvalConfig(data_dir="set", target=name, prompt="box")
+    settings = EvalConfig(data_dir="set", target=name, prompt="jitter:5,box,point")
     if name == "mask":
-        assert len(scored(settings)) == 2
+        chosen, protocols = scored(settings)
+        assert (len(chosen), list(protocols)) == (2, ["jitter:5", "box", "point"])
         return
     with pytest.raises(ValueError, match=rf"set: 2 images \(first: a\).*{TARGETS[name].kind}"):
         scored(settings)
-    for prompt in ("point", "none"):
-        chosen = scored(dataclasses.replace(settings, prompt=prompt))
+    for prompt in ("point", "none", "all"):
+        chosen, protocols = scored(dataclasses.replace(settings, prompt=prompt))
         assert {record.kind for record in chosen} == {TARGETS[name].kind}
+    marked = ["centre", "point", "clicks:10", "scribble", "auto", "none"]
+    assert list(protocols) == marked  # All but those that are made of the box.
 
 
 def test_a_table_says_of_each_target_from_a_box_that_nobody_drew_it():
@@ -237,8 +244,8 @@ def test_the_target_is_in_the_names_of_runs_and_reports_and_in_what_makes_them_d
     for name in TARGETS:
         run = resolve(TrainConfig(target=name))
         runs.add(run.out)
-        asked = resolve_eval(EvalConfig(target=name), folder="w", run=run, look=Look())
-        reports.add(asked.out)
+        looks = {"trained": look_of(run), "shown": look_of(run)}
+        reports.add(resolve_eval(EvalConfig(target=name), folder="w", run=run, **looks).out)
         assert ("target" in differences({}, run)) == (name != "mask")
     assert len(runs) == len(reports) == len(TARGETS)
     assert "runs/tiny-synthetic-box-none" in runs

@@ -23,6 +23,7 @@ from pp_jax.finetune import runs
 from pp_jax.look import Look, override
 from pp_jax.predict.asking import Asker, make_asker
 from pp_jax.predict.automatic import generate
+from pp_jax.predict.masks import decode_rle, encode_rle
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import PREPARATIONS, initial_fusion, make_shown, make_stage
 from pp_jax.sam import VARIANTS, Sam, sized
@@ -301,32 +302,46 @@ def _open(
     shown: Callable[[Subject], Image],
     fit: Sequence[Source],
 ) -> Run:
-    settings = wanted.settings
+    settings, look = wanted.settings, member.look
     loaded = runs.load(member.folder, mesh=wanted.mesh)
     model = Sam(sized(member.variant, image_size(member, wanted)))
     make = partial(_asker, model, loaded.variables)
     searcher = None
     if wanted.automatic:
-        stage = make_stage(member.look, side=model.config.image_size)
         points = automatic.config(settings.auto_points)
+        stage = make_stage(look, side=model.config.image_size)
         propose = partial(generate, model, loaded.variables, config=points, stage=stage)
+        region = roi.make(look.roi)
+        if region.per == "image":
+            propose = partial(_in_region, region, propose)
         searcher = automatic.make_searcher(propose, fit=fit, scored=scored)
+    # A filter in place of the one that shows nothing would show the image.
+    confidence = wanted.confidence - ({"filters"} if look.filter == BLANK else set())
     asked = Asked(
-        asker=make(member.look),
+        asker=make(look),
         filtered=[
-            make(dataclasses.replace(member.look, filter=name, fusion="replace"))
+            make(dataclasses.replace(look, filter=name, fusion="replace"))
             for name in FILTERS_COMPARED
-            if "filters" in wanted.confidence
+            if "filters" in confidence
         ],
         # What a training of one prompt at a time never used, the single mask, is not asked for.
         single=member.run is None,
         refine=member.refine,
-        confidence=wanted.confidence,
+        confidence=confidence,
         seed=settings.seed,
         shown=shown,
         searcher=searcher,
     )
     return partial(answers, asked)
+
+
+def _in_region(region: roi.Roi, propose: automatic.Generate, image: Image) -> list[dict[str, Any]]:
+    """The masks that are proposed for what a region cuts out, as run lengths of the whole image."""
+    size, window = image.shape[:2], region.window(image, None)
+    found = propose(roi.crop(image, window))
+    masks = (decode_rle(one["segmentation"]) for one in found)
+    whole = (encode_rle(roi.paste(mask, window, size=size)) for mask in masks)
+    return [one | {"segmentation": rle} for one, rle in zip(found, whole, strict=True)]
 
 
 def _asker(model: Sam, variables: Mapping[str, Any], look: Look) -> Asker:
