@@ -1,222 +1,161 @@
-"""What a report says first: the answer, a table for each protocol, and what the image gave."""
+"""What a report says first: the answer, every prompt at a glance, and what the image gave."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from types import MappingProxyType
 
 import numpy as np
 
-from pp_jax.evaluate import matching, statistics, tables
+from pp_jax.evaluate import matching, tables
+from pp_jax.evaluate.controls import CONTROLS
+from pp_jax.evaluate.evidence import (
+    EXACT,
+    Evidence,
+    by_method,
+    contributions,
+    count,
+    differences,
+    interval,
+    mean,
+    name_of,
+    pick,
+    primary_family,
+    twins,
+)
+from pp_jax.evaluate.methods import METHODS
 from pp_jax.evaluate.metrics import METRICS
-from pp_jax.evaluate.protocols import parse_protocol
-from pp_jax.evaluate.score import Scores
-from pp_jax.evaluate.sections import Cell, Column, Section, Table
+from pp_jax.evaluate.sections import Column, Section, Table
 from pp_jax.evaluate.statistics import Comparison, Interval
-from pp_jax.evaluate.subjects import MODEL, ORACLE, Row
+from pp_jax.evaluate.subjects import ORACLE, Row
+
+ANSWER, EVERY_PROMPT = "Answer", "Every prompt"  # Headings that plots stand under.
 
 _RANDOM = (
     "The weights of {names} began as random numbers: these figures show that the machinery works, "
     "and tell nothing about whether SAM transfers."
 )
 _AVERAGE = (
-    "Means: objects of an image together, then images of a patient, then patients (and seeds); "
-    "intervals: bootstrap over patients."
+    "Mean over the images of a patient, then over patients (and seeds), of the union of an image's "
+    "objects; intervals: bootstrap over patients."
 )
-EXACT = "box"  # The protocol under which guesses stand in every report.
-# Of the long table, those of the first are left out.
-_FIRST = ("dice", "iou", "nsd_1", "hd95")
+_EMPTY = (
+    "Empty: images where both masks are (1 by definition, HD95 0), and where one is (0, and HD95 "
+    "the image's diagonal)."
+)
+_SHOWN = ("dice", "iou", "nsd_1", "hd95")  # With intervals, beside the primary metric.
+_BLIND = tuple(METHODS[name].label for name in CONTROLS)  # Guesses that see no pixel.
+_PROVEN = ("better", "the image was used")  # How a verdict begins that supports a claim.
+_DROPPED = ("f1",)  # Of pixels, F1 is Dice.
 
 
-class Evidence(NamedTuple):
-    """All that the sections of a report are made of."""
-
-    scores: Scores
-    plan: Mapping[str, Any]  # See `report.make_plan`.
-
-    @property
-    def draws(self) -> dict[str, int]:
-        """How intervals are drawn."""
-        settings = self.plan["settings"]
-        return {"samples": settings["samples"], "seed": settings["seed"]}
-
-    @property
-    def primary(self) -> tuple[str, str]:
-        """Metric and protocol of the primary endpoint."""
-        return self.plan["primary"]["metric"], self.plan["primary"]["protocol"]
-
-    def labels(self, kind: str) -> list[str]:
-        """The models of a kind, in their order."""
-        return list(dict.fromkeys(m["label"] for m in self.plan["models"] if m["kind"] == kind))
-
-    @property
-    def first(self) -> str:
-        """The model that all others are compared with."""
-        return self.labels("model")[0]
-
-    def protocols(self) -> list[str]:
-        """Under which there is an answer; of rounds of clicks those after the last."""
-        held = {row["protocol"] for row in self.scores.images}
-        wanted = dict.fromkeys([*self.plan["protocols"], EXACT])
-        return [spec for spec in wanted if spec in held]
+def column(metric: str) -> Column:
+    """The column of a metric."""
+    row = METRICS[metric]
+    return Column(row.label, row.unit, _DIGITS.get(metric, 3), row.higher_is_better)
 
 
-def pick(rows: Sequence[Row], **wanted: str) -> list[Row]:
-    """The rows with these values."""
-    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
-
-
-def order(evidence: Evidence, rows: Sequence[Row]) -> list[str]:
-    """The methods of the rows, models first."""
-    return list(dict.fromkeys(row["method"] for row in rows))
-
-
-def interval(evidence: Evidence, rows: Sequence[Row], metric: str) -> Interval | None:
-    """Over the rows that have a value; None without any."""
-    return statistics.interval_of(rows, metric, **evidence.draws) if rows else None
-
-
-# Comparisons.
-
-
-def primary_family(evidence: Evidence) -> list[Comparison]:
-    """The first model against every other method at the primary endpoint, adjusted together.
-
-    The same model with another patient's image is no rival and stands apart.
-    """
-    metric, protocol = evidence.primary
-    rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-    own = pick(rows, method=evidence.first)
-    swapped = evidence.labels("swap")
-    found = [
-        compare(evidence, own, pick(rows, method=other), metric)
-        for other in order(evidence, rows)
-        if other != evidence.first and other not in swapped
-    ]
-    return statistics.adjust([one for one in found if one is not None])
-
-
-def compare(
-    evidence: Evidence, a: Sequence[Row], b: Sequence[Row], metric: str
-) -> Comparison | None:
-    """One method against another on the same images; None where they share no value."""
-    if not a or not b:
+def p_value(p: float | None) -> str | None:
+    """As journals print it: "< 0.001", "0.012"."""
+    if p is None:
         return None
-    return statistics.compare(
-        a,
-        b,
-        metric=metric,
-        higher_is_better=METRICS[metric].higher_is_better,
-        margin=evidence.plan["settings"]["margin"],
-        **evidence.draws,
-    )
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
-def contributions(evidence: Evidence, protocol: str) -> list[Comparison]:
-    """What each model owes to the image, at the primary metric."""
-    metric = evidence.primary[0]
-    rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-    found = []
-    for model in evidence.plan["models"]:
-        true, swapped = (pick(rows, method=model[key]) for key in ("of", "label"))
-        if (
-            model["kind"] == "swap"
-            and true
-            and swapped
-            and model["label"] not in [c.b for c in found]
-        ):
-            higher = METRICS[metric].higher_is_better
-            found.append(
-                statistics.image_contribution(
-                    true, swapped, metric=metric, higher_is_better=higher, **evidence.draws
-                )
-            )
-    return [one for one in found if one is not None]
-
-
-def _comparison_table(title: str, found: Sequence[Comparison], *, notes: Sequence[str]) -> Table:
-    return Table(
-        title,
-        (
-            Column("method"),
-            Column("against"),
-            Column(f"difference of {METRICS[found[0].metric].label}"),
-            Column("images"),
-            Column("patients"),
-            Column("Wilcoxon p"),
-            Column("after Holm"),
-            Column("detectable"),
-            Column("verdict"),
-        ),
-        [
-            (
-                one.a,
-                one.b,
-                one.difference,
-                one.difference.images,
-                one.difference.patients,
-                one.wilcoxon,
-                one.holm,
-                one.detectable,
-                one.verdict,
-            )
-            for one in found
-        ],
-        notes,
-    )
-
-
-# Sections.
+# The answer.
 
 
 def answer(evidence: Evidence) -> Section:
-    """The primary endpoint in plain words, and whether the image was used."""
+    """The primary endpoint in plain words, its table, and the differences to all others."""
     metric, protocol = evidence.primary
-    label = parse_protocol(protocol)[1].label
-    rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-    own = interval(evidence, pick(rows, method=evidence.first), metric)
-    if own is None:
-        told = f"No image could be scored under {label}: the primary endpoint has no value."
-        return Section("Answer", [told])
-    column = Column(METRICS[metric].label)
-    told = [
-        f"Primary endpoint, laid down before the first image was read: {column.name} under "
-        f"{label}. {evidence.first}: {tables.text(own, column)} ({_counts(own)})."
-    ]
+    own = pick(evidence.rows(protocol), method=evidence.first)
+    found = interval(evidence, own, metric)
+    if found is None:
+        told = f"No image has a value of {METRICS[metric].label} under: {name_of(protocol)}."
+        return Section(ANSWER, [f"The primary endpoint could not be computed. {told}"])
     family = primary_family(evidence)
-    told += [
-        f"Against {one.b}: {tables.text(one.difference, column)}. {_sentence(one.verdict)}"
-        for one in family
+    best = _best_guess(evidence, family)
+    used = {one.a: one for one in contributions(evidence, protocol)}
+    blind = {one.a: one for one in twins(evidence)}
+    told = [
+        f"Primary endpoint, laid down before the first image was read: {METRICS[metric].label} of "
+        f"{evidence.first}; prompt: {name_of(protocol)}. It is {_text(found, metric)} "
+        f"({_counts(own)}).",
+        _against_guess(evidence, best),
+        *_used(evidence, used),
+        *_against_twin(evidence, blind),
+        _allowed(evidence, found, [best, used.get(evidence.first), blind.get(evidence.first)]),
+        *warnings(evidence),
     ]
-    told += [
-        f"Image contribution of {one.a}: {tables.text(one.difference, column)}. "
-        f"{_sentence(one.verdict)}"
-        for one in contributions(evidence, protocol)
-    ]
-    told += [
-        f"{name} has no blind twin yet, a run of the same training on blank images; make it with:"
-        f"\n$ {command}"
-        for name, command in evidence.plan["missing_twins"].items()
-    ]
-    told += warnings(evidence)
-    margin = evidence.plan["settings"]["margin"]
-    notes = (
-        "Family of the primary endpoint: p after Holm counts. Detectable: the smallest difference "
-        f"found with a power of 80 %. Equivalent: within {margin:g} (TOST, 5 %).",
+    made = [main_table(evidence, protocol)]
+    if family:
+        margin = evidence.plan["settings"]["margin"]
+        note = f"p after Holm counts. Equivalent: within {margin:g} (two one-sided tests, 5 %)."
+        made.append(_differences("Primary comparisons", family, note))
+    return Section(ANSWER, told, made)
+
+
+def _best_guess(evidence: Evidence, family: Sequence[Comparison]) -> Comparison | None:
+    """The comparison with the best of the guesses that see no pixel; None where none answers."""
+    metric, protocol = evidence.primary
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    rows = by_method(evidence.rows(protocol))
+    guesses = [one for one in family if one.b in _BLIND]
+    return max(guesses, key=lambda one: sign * mean(rows[one.b], metric).mean, default=None)
+
+
+def _against_guess(evidence: Evidence, best: Comparison | None) -> str:
+    metric, protocol = evidence.primary
+    if best is None:
+        more = "; see those of the exact box" if EXACT in evidence.protocols() else ""
+        return f"No guess that sees no pixel was scored under this prompt{more}."
+    own = interval(evidence, pick(evidence.rows(protocol), method=best.b), metric)
+    return (
+        f"The best guess that sees no pixel, {best.b}: {_text(own, metric)}. "
+        f"{best.a} minus {best.b}: {_text(best.difference, metric)}; {best.verdict}."
     )
-    found = [_comparison_table("Primary comparisons", family, notes=notes)] if family else []
-    return Section("Answer", _commands(told), found)
 
 
-def _commands(told: Sequence[str]) -> list[str]:
-    return [line for text in told for line in text.split("\n")]
+def _used(evidence: Evidence, used: Mapping[str, Comparison]) -> list[str]:
+    if evidence.first not in used:
+        return [
+            "Whether the image was used was not measured: score two patients or more, with `swap` "
+            "among the methods."
+        ]
+    return [
+        f"Image contribution, {name} on the own image minus another patient's: "
+        f"{_text(one.difference, one.metric)}; {one.verdict}."
+        for name, one in used.items()
+    ]
 
 
-def _sentence(verdict: str) -> str:
-    return f"{verdict[:1].upper()}{verdict[1:]}."
+def _against_twin(evidence: Evidence, blind: Mapping[str, Comparison]) -> list[str]:
+    told = [
+        f"{name} minus its blind twin, trained alike on blank images: "
+        f"{_text(one.difference, one.metric)}; {one.verdict}."
+        for name, one in blind.items()
+    ]
+    for name, command in evidence.plan["missing_twins"].items():
+        told += [
+            f"{name} has no blind twin, the same training on blank images. Make it with:",
+            f"$ {command}",
+        ]
+    return told
 
 
-def _counts(one: Interval) -> str:
-    seeds = f", {one.seeds} seeds" if one.seeds > 1 else ""
-    return f"{one.images} images of {one.patients} patients{seeds}"
+def _allowed(evidence: Evidence, own: Interval, found: Sequence[Comparison | None]) -> str:
+    """What may be said of the first model, and what may not."""
+    if any(one is not None and one.equivalent is None for one in found):
+        few = f"{own.patients} patient{'s are' if own.patients > 1 else ' is'} too few for a test"
+        return f"What these data allow: no conclusion, {few}."
+    claims = (
+        "is better than the best guess that sees no pixel",
+        "uses the image",
+        "is better than its blind twin",
+    )
+    proven = [one is not None and one.verdict.startswith(_PROVEN) for one in found]
+    yes, no = ([c for c, p in zip(claims, proven, strict=True) if p is wanted] for wanted in (1, 0))
+    told = [f"it may be said that {evidence.first} {' and '.join(yes)}"] if yes else []
+    told += [f"it may not be said that it {' or '.join(no)}"] if no else []
+    return f"What these data allow: {'; '.join(told)}."
 
 
 def warnings(evidence: Evidence) -> list[str]:
@@ -225,235 +164,256 @@ def warnings(evidence: Evidence) -> list[str]:
         m["label"] for m in evidence.plan["models"] if m["from_random"] and m["kind"] == "model"
     ]
     told = [_RANDOM.format(names=", ".join(dict.fromkeys(random)))] if random else []
-    return told + list(tables.target_notes(row["target"] for row in evidence.scores.images))
+    return told + list(target_notes(evidence))
 
 
-def protocol_section(evidence: Evidence, protocol: str) -> Section:
-    """All methods under one protocol: the main figures, all figures, differences to the first."""
-    rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-    objects = pick(evidence.scores.objects, protocol=protocol, choice=MODEL)
-    names = order(evidence, rows)
-    parts = {name: pick(rows, method=name) for name in names}
-    kinds = tables.target_notes(row["target"] for row in rows)
-    main = Table(
-        f"Prompt: {parse_protocol(protocol)[1].label}",
-        (
-            Column("method"),
-            Column("objects"),
-            Column("images"),
-            Column("patients"),
-            Column("seeds"),
-            *(
-                Column(METRICS[m].label, METRICS[m].unit, 3, METRICS[m].higher_is_better)
-                for m in _FIRST
-            ),
-            Column("predicted IoU"),
-            Column("empty: both + one"),
-        ),
-        [_main_row(evidence, name, own, pick(objects, method=name)) for name, own in parts.items()],
-        (
-            _AVERAGE,
-            "empty: images where both masks are empty (1 by definition) + where one is (0, and "
-            "HD95 the diagonal).",
-            *kinds,
-        ),
-    )
-    found = [main, _long_table(evidence, parts), _matched_table(parts)]
-    metric = evidence.primary[0]
-    others = [
-        compare(evidence, parts.get(evidence.first, []), own, metric)
-        for name, own in parts.items()
-        if name != evidence.first
-    ]
-    if differences := [one for one in others if one is not None]:
-        note = "Secondary unless this is the primary protocol; p not adjusted here."
-        found.append(_comparison_table("Paired differences", differences, notes=(note,)))
-    heading = f"Prompt: {parse_protocol(protocol)[1].label} ({protocol})"
-    return Section(heading, (), found)
+def target_notes(evidence: Evidence) -> tuple[str, ...]:
+    """What each table must say of targets that no reader outlined."""
+    return tables.target_notes(row["target"] for row in evidence.scores.images)
 
 
-def _main_row(
-    evidence: Evidence, name: str, rows: Sequence[Row], objects: Sequence[Row]
-) -> tuple[Cell, ...]:
-    figures = [interval(evidence, rows, metric) for metric in _FIRST]
-    sure = interval(evidence, rows, "predicted_iou")
-    seeds = {row["seed"] for row in rows}
-    counts = {(row["dataset"], row["id"], row["object"]) for row in objects}
-    empty = [row["empty"] for row in rows]
-    return (
-        name,
-        len(counts),
-        figures[0].images,
-        figures[0].patients,
-        len(seeds),
-        *figures,
-        None if sure is None else sure.mean,
-        f"{empty.count('both')} + {empty.count('one')}",
-    )
+def _text(one: Interval, metric: str) -> str:
+    return tables.text(one, column(metric))
 
 
-def _long_table(evidence: Evidence, parts: Mapping[str, Sequence[Row]]) -> Table:
-    names = [name for name in (*METRICS, "hd95_mm") if name not in _FIRST]
-    columns = [
-        Column("HD95", "mm", 1, False)
-        if name == "hd95_mm"
-        else Column(METRICS[name].label, METRICS[name].unit, 3, METRICS[name].higher_is_better)
-        for name in names
-    ]
-    values = {
-        method: [interval(evidence, rows, name) for name in names] for method, rows in parts.items()
-    }
-    known = [i for i in range(len(names)) if any(own[i] is not None for own in values.values())]
-    thin = max((own[names.index("thin_recall")] for own in values.values()), key=_images)
-    notes = [f"Thin parts: of the {_images(thin)} images whose target has any."]
-    if "hd95_mm" in [names[i] for i in known]:
-        notes.append("mm: only where rows x spacing is plausible for a chest film (250 to 600 mm).")
-    return Table(
-        "All metrics, means",
-        (Column("method"), *(columns[i] for i in known)),
-        [
-            (method, *(None if own[i] is None else own[i].mean for i in known))
-            for method, own in values.items()
-        ],
-        notes,
-    )
+def _counts(rows: Sequence[Row]) -> str:
+    held = zip(count(rows), ("object", "image", "patient"), strict=True)
+    seeds = len({row["seed"] for row in rows})
+    told = [f"{n} {word}{'s' * (n != 1)}" for n, word in held]
+    return ", ".join([*told, f"{seeds} seeds"] if seeds > 1 else told)
 
 
-def _images(one: Interval | None) -> int:
-    return 0 if one is None else one.images
+# Tables of methods.
 
 
-def _matched_table(parts: Mapping[str, Sequence[Row]]) -> Table:
+def main_table(evidence: Evidence, protocol: str) -> Table:
+    """All methods under one protocol: how many there are, and the main figures."""
+    metrics = tuple(dict.fromkeys((evidence.primary[0], *_SHOWN)))
     rows = []
-    for method, own in parts.items():
-        matched = matching.total(
-            matching.Matched(row["tp"], row["fp"], row["fn"], row["matched_iou"]) for row in own
-        )
+    for name, own in by_method(evidence.rows(protocol)).items():
+        sure, empty = mean(own, "predicted_iou"), [row["empty"] for row in own]
         rows.append(
             (
-                method,
-                matched.tp + matched.fn,
-                matching.panoptic_quality(matched),
-                matching.sensitivity(matched),
-                matching.false_positives(matched, images=len(own)),
+                name,
+                *count(own),
+                len({row["seed"] for row in own}),
+                *(interval(evidence, own, metric) for metric in metrics),
+                None if sure is None else sure.mean,
+                empty.count("both"),
+                empty.count("one"),
             )
         )
-    return Table(
-        "Objects, matched at IoU 0.5",
+    columns = (
+        Column("method"),
+        *map(Column, ("objects", "images", "patients", "seeds")),
+        *map(column, metrics),
+        *map(Column, ("predicted IoU", "both empty", "one empty")),
+    )
+    if all(row[4] == 1 for row in rows):
+        columns, rows = columns[:4] + columns[5:], [row[:4] + row[5:] for row in rows]
+    found = [cell for row in rows for cell in row if isinstance(cell, Interval)]
+    several = len({one.images for one in found}) > 1
+    notes = [_AVERAGE, _EMPTY, *(_fewer(evidence.rows(protocol), metrics) if several else ())]
+    return Table(f"Prompt: {name_of(protocol)}", columns, rows, notes)
+
+
+def _fewer(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
+    """Of metrics that some images have no value of: how many have."""
+    whole, told = count(rows), []
+    for metric in metrics:
+        known = count([row for row in rows if row[metric] is not None])
+        if 0 < known.images < whole.images:
+            label = METRICS[metric].label if metric in METRICS else "HD95 in mm"
+            told.append(f"{label}: {known.images} images of {known.patients} patients have it.")
+    return told
+
+
+def details_section(evidence: Evidence, protocol: str) -> Section:
+    """All figures of all methods under one protocol; of the primary one, what is not yet said."""
+    parts = by_method(evidence.rows(protocol))
+    made = [_all_metrics(protocol, parts), _matched_table(protocol, parts)]
+    if protocol != evidence.primary[1]:
+        made.insert(0, main_table(evidence, protocol))
+        if found := differences(evidence, protocol):
+            title = f"Paired differences, prompt: {name_of(protocol)}"
+            made.append(_differences(title, found, "Secondary: p is not adjusted."))
+    guessed = "Guesses alone, as a common measure."
+    told = [] if evidence.first in parts else [guessed]
+    return Section(f"All figures: {name_of(protocol)}", told, made)
+
+
+def _differences(title: str, found: Sequence[Comparison], note: str) -> Table:
+    """Comparisons of one method, which the title names, with others."""
+    names = list(dict.fromkeys(one.a for one in found))
+    several = len(names) > 1
+    columns = (
+        *((Column("method"),) if several else ()),
+        Column("against"),
+        Column(f"difference of {METRICS[found[0].metric].label}"),
+        *map(Column, ("images", "patients", "Wilcoxon p", "p after Holm", "detectable", "verdict")),
+    )
+    rows = [
         (
-            Column("method"),
-            Column("objects"),
-            Column("PQ", higher_is_better=True),
+            *((one.a,) if several else ()),
+            one.b,
+            one.difference,
+            one.difference.images,
+            one.difference.patients,
+            p_value(one.wilcoxon),
+            p_value(one.holm),
+            one.detectable,
+            one.verdict,
+        )
+        for one in found
+    ]
+    detectable = "Detectable: the smallest difference that is found with a power of 80 %."
+    whose = "" if several else f", {names[0]} minus each"
+    return Table(f"{title}{whose}", columns, rows, (note, detectable))
+
+
+def _all_metrics(protocol: str, parts: Mapping[str, Sequence[Row]]) -> Table:
+    names = [n for n in (*METRICS, "hd95_mm") if n not in (*_SHOWN, *_DROPPED)]
+    columns = [Column("HD95", "mm", 1, False) if n == "hd95_mm" else column(n) for n in names]
+    rows = []
+    for method, own in parts.items():
+        means = [mean(own, name) for name in names]
+        rows.append((method, *count(own), *(None if one is None else one.mean for one in means)))
+    notes = ["Means as above."]
+    for own in list(parts.values())[:1]:
+        notes += _fewer(own, names)
+    if any(row[-1] is not None for row in rows):
+        notes.append("mm: only where rows x spacing is plausible for a chest film (250 to 600 mm).")
+    counts = map(Column, ("objects", "images", "patients"))
+    title = f"All other metrics, prompt: {name_of(protocol)}"
+    return Table(title, (Column("method"), *counts, *columns), rows, notes)
+
+
+def _matched_table(protocol: str, parts: Mapping[str, Sequence[Row]]) -> Table:
+    rows = []
+    for method, own in parts.items():
+        found = matching.total(
+            matching.Matched(row["tp"], row["fp"], row["fn"], row["matched_iou"]) for row in own
+        )
+        figures = (
+            matching.panoptic_quality(found),
+            matching.sensitivity(found),
+            matching.false_positives(found, images=len(own)),
+        )
+        rows.append((method, *count(own), *figures))
+    return Table(
+        f"Objects matched at IoU 0.5, prompt: {name_of(protocol)}",
+        (
+            *map(Column, ("method", "objects", "images", "patients")),
+            Column("panoptic quality", higher_is_better=True),
             Column("sensitivity", higher_is_better=True),
             Column("false positives per image", higher_is_better=False),
         ),
         rows,
-        ("Components under 0.1 % of the image are ignored on both sides.",),
+        ("Over all objects. Components under 0.1 % of the image are ignored on both sides.",),
     )
+
+
+# Sections over several prompts.
+
+
+def every_prompt_section(evidence: Evidence) -> Section | None:
+    """The Dice of every method under every prompt at a glance; None of a single prompt."""
+    specs = evidence.protocols()
+    if len(specs) < 2:
+        return None
+    parts = {spec: by_method(evidence.rows(spec)) for spec in specs}
+    left_out = evidence.labels("swap")
+    names = dict.fromkeys(n for own in parts.values() for n in own if n not in left_out)
+    trained = trained_under(evidence)
+    rows = []
+    for spec, own in parts.items():
+        found = [mean(own[name], "dice") if name in own else None for name in names]
+        counts = count([row for rows in own.values() for row in rows])
+        rows.append((name_of(spec), *counts, *(None if one is None else one.mean for one in found)))
+    titles = [f"{n} (trained under: {trained[n]})" if n in trained else n for n in names]
+    columns = map(Column, ("prompt", "objects", "images", "patients", *titles))
+    note = "Intervals: under the prompt's own heading below. Guesses do not look at corrections."
+    return Section(EVERY_PROMPT, (), [Table("Dice by prompt", (*columns,), rows, (_AVERAGE, note))])
+
+
+def trained_under(evidence: Evidence) -> dict[str, str]:
+    """The prompt of each run's training; nothing of weights that are not of a run."""
+    return {
+        m["label"]: m["trained_under"]
+        for m in evidence.plan["models"]
+        if m["kind"] == "model" and m["trained_under"]
+    }
+
+
+def training_matrix(evidence: Evidence) -> tuple[np.ndarray, list[str], list[str]] | None:
+    """Dice by model and test prompt, NaN where there is none, with the names of both.
+
+    None without a run, or under one prompt.
+    """
+    trained, specs = trained_under(evidence), evidence.protocols()
+    if not trained or len(specs) < 2:
+        return None
+    models = evidence.labels("model")
+    found = np.full((len(models), len(specs)), np.nan)
+    for j, spec in enumerate(specs):
+        parts = by_method(evidence.rows(spec))
+        for i, name in enumerate(models):
+            if name in parts:
+                found[i, j] = mean(parts[name], "dice").mean
+    return found, [f"{n} ({trained.get(n, 'not fine-tuned')})" for n in models], specs
+
+
+def contribution_section(evidence: Evidence) -> Section | None:
+    """What each model owes to the image; None where no image was exchanged and no twin stands."""
+    metric = evidence.primary[0]
+    rows = [
+        (
+            name_of(protocol),
+            one.a,
+            one.difference,
+            one.difference.images,
+            one.difference.patients,
+            p_value(one.wilcoxon),
+            one.verdict,
+        )
+        for protocol in evidence.protocols()
+        for one in contributions(evidence, protocol)
+    ]
+    names = ("prompt", "method", f"drop of {METRICS[metric].label}", "images", "patients")
+    columns = (*map(Column, names), Column("Wilcoxon p"), Column("verdict"))
+    title = "The own image minus another patient's, same prompts"
+    made = [Table(title, columns, rows)] if rows else []
+    if found := twins(evidence):
+        note = "A blind twin was trained alike on blank images: it knows prompts and shapes alone."
+        made.append(_differences("Against the blind twin", found, note))
+    return Section("Image contribution", (), made) if made else None
 
 
 def choice_section(evidence: Evidence) -> Section | None:
     """What an oracle would make of the same masks; None where nothing was to choose."""
-    found = []
+    rows = []
     for protocol in evidence.protocols():
-        rows = pick(evidence.scores.images, protocol=protocol)
-        for name in order(evidence, rows):
-            own = pick(rows, method=name, choice=MODEL)
-            best = pick(rows, method=name, choice=ORACLE)
-            shared = {(row["dataset"], row["id"], row["seed"]) for row in best}
-            same = [row for row in own if (row["dataset"], row["id"], row["seed"]) in shared]
-            if best and name not in evidence.labels("swap"):
-                found.append(
-                    (
-                        parse_protocol(protocol)[1].label,
-                        name,
-                        interval(evidence, same, "dice"),
-                        interval(evidence, best, "dice"),
-                    )
-                )
-    if not found:
+        offered = by_method(
+            pick(evidence.scores.images, protocol=protocol, choice=ORACLE),
+            without=evidence.labels("swap"),
+        )
+        chosen = by_method(evidence.rows(protocol))
+        for name, best in offered.items():
+            shared = {(row["dataset"], row["id"]) for row in best}
+            own = [row for row in chosen[name] if (row["dataset"], row["id"]) in shared]
+            figures = (interval(evidence, part, "dice") for part in (own, best))
+            rows.append((name_of(protocol), name, *count(best), *figures))
+    if not rows:
         return None
-    columns = (Column("prompt"), Column("method"), Column("Dice, model's choice"))
-    table = Table(
-        "Whose choice",
-        (*columns, Column("Dice, oracle's choice")),
-        found,
-        (
-            "The oracle knows the target: no reader has it. Automatic masks: the model's row takes "
-            "what a rule fitted on training images (or on other patients) takes.",
-        ),
+    names = ("prompt", "method", "objects", "images", "patients")
+    columns = (*names, "Dice, model's choice", "Dice, oracle's choice")
+    note = (
+        "An oracle takes the mask that agrees best with the target, which no reader can. Automatic "
+        "masks: the model's choice is that of a rule fitted on training images or other patients."
     )
+    table = Table("Whose choice among the masks", (*map(Column, columns),), rows, (note,))
     return Section("The model's choice and an oracle's", (), [table])
 
 
-def contribution_section(evidence: Evidence) -> Section | None:
-    """What each model owes to the image; None where no image was exchanged."""
-    found = {protocol: contributions(evidence, protocol) for protocol in evidence.protocols()}
-    rows = [
-        (parse_protocol(protocol)[1].label, one.a, one.difference, one.wilcoxon, one.verdict)
-        for protocol, own in found.items()
-        for one in own
-    ]
-    twins = _twins(evidence)
-    made = []
-    if rows:
-        made.append(
-            Table(
-                "The own image against another patient's, same prompts",
-                (
-                    Column("prompt"),
-                    Column("method"),
-                    Column(f"drop of {METRICS[evidence.primary[0]].label}"),
-                    Column("Wilcoxon p"),
-                    Column("verdict"),
-                ),
-                rows,
-            )
-        )
-    if twins:
-        note = "A blind twin was trained alike on blank images: it knows prompts and shapes alone."
-        made.append(_comparison_table("Against the blind twin", twins, notes=(note,)))
-    return Section("Image contribution", (), made) if made else None
-
-
-def _twins(evidence: Evidence) -> list[Comparison]:
-    protocol = evidence.primary[1]
-    rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-    pairs = {m["label"]: m["of"] for m in evidence.plan["models"] if m["kind"] == "blind"}
-    found = [
-        compare(evidence, pick(rows, method=of), pick(rows, method=twin), evidence.primary[0])
-        for twin, of in pairs.items()
-    ]
-    return [one for one in found if one is not None]
-
-
-def training_matrix(evidence: Evidence) -> tuple[Table, np.ndarray, list[str], list[str]] | None:
-    """Dice of each model, by the prompt of its training, under each protocol; None without a run.
-
-    The last three are the same figures as an array, and the names of its rows and columns.
-    """
-    trained = {
-        m["label"]: m["trained_under"] or "not fine-tuned"
-        for m in evidence.plan["models"]
-        if m["kind"] == "model"
-    }
-    if all(prompt == "not fine-tuned" for prompt in trained.values()):
-        return None
-    specs = evidence.protocols()
-    rows = []
-    for name, prompt in trained.items():
-        own = pick(evidence.scores.images, method=name, choice=MODEL)
-        rows.append(
-            (
-                f"{name} ({prompt})",
-                *(interval(evidence, pick(own, protocol=s), "dice") for s in specs),
-            )
-        )
-    table = Table("Training against test prompt, Dice", _columns(specs), rows, (_AVERAGE,))
-    values = np.array([[np.nan if c is None else c.mean for c in row[1:]] for row in rows])
-    return table, values, [row[0] for row in rows], specs
-
-
-def _columns(specs: Sequence[str]) -> tuple[Column, ...]:
-    labels = [parse_protocol(spec)[1].label for spec in specs]
-    return (Column("trained under"), *(Column(label, higher_is_better=True) for label in labels))
+# Behind the point, where the unit makes three of them too many.
+_DIGITS: Mapping[str, int] = MappingProxyType({"hd95": 1, "spurious_count": 1, "spurious_area": 2})

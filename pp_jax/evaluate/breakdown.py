@@ -1,6 +1,7 @@
 """What a report says further down: who is served worst, how sure a method is, what it finds."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -10,57 +11,76 @@ from pp_jax.evaluate import (
     detection,
     errors,
     selective,
+    statistics,
     strata,
     tables,
 )
-from pp_jax.evaluate.analysis import Evidence, order, pick
+from pp_jax.evaluate.analysis import column
 from pp_jax.evaluate.detection import Froc, Scored
+from pp_jax.evaluate.evidence import Evidence, by_method, count, interval, mean, name_of, pick
 from pp_jax.evaluate.metrics import METRICS
 from pp_jax.evaluate.protocols import Curve, click_curve, parse_protocol
 from pp_jax.evaluate.sections import Cell, Column, Section, Table
-from pp_jax.evaluate.subjects import MODEL, Row
+from pp_jax.evaluate.subjects import Row
+
+# Headings that plots stand under.
+STRATA, AMBIGUITY, CLICKS = "Strata", "Contrast of the boundary", "Clicks"
+CONFIDENCE, DETECTION = "Confidence and calibration", "Detection without a prompt"
 
 _WORST = 10  # Rows of a table of the worst answers.
+_N = ("objects", "images", "patients")
 
 
 def own_rows(evidence: Evidence, *, objects: bool = False) -> dict[str, list[Row]]:
     """The rows of each method at the primary protocol, but for exchanged images."""
-    rows = evidence.scores.objects if objects else evidence.scores.images
-    rows = pick(rows, protocol=evidence.primary[1], choice=MODEL)
-    swapped = evidence.labels("swap")
-    return {n: pick(rows, method=n) for n in order(evidence, rows) if n not in swapped}
+    protocol = evidence.primary[1]
+    rows = evidence.objects(protocol) if objects else evidence.rows(protocol)
+    return by_method(rows, without=evidence.labels("swap"))
 
 
 # Who is served worst.
 
 
 def strata_section(evidence: Evidence) -> Section | None:
-    """Every method in every stratum that is asked for, and the worst of the first model."""
+    """Models with intervals and guesses with means in every stratum; the first model's worst."""
     metric = evidence.primary[0]
-    asked = strata.check_by(evidence.plan["settings"]["by"])
+    methods = own_rows(evidence)
     rows, worst = [], []
-    for name, own in own_rows(evidence).items():
-        for by in asked:
-            found = strata.strata(own, by, metric, **evidence.draws)
-            if len(found) < 2:
-                continue
-            rows += [_stratum(name, one) for one in found]
-            low = strata.worst(found, higher_is_better=METRICS[metric].higher_is_better)
-            if name == evidence.first and low is not None:
-                few = ", of few patients: descriptive only" if low.descriptive else ""
-                told = tables.text(low.interval, Column(metric))
-                worst.append(f"Worst {by} of {name}: {low.name}, {told} (n = {low.images}{few}).")
+    for by in strata.check_by(evidence.plan["settings"]["by"]):
+        found = strata.strata(methods.get(evidence.first, []), by, metric, **evidence.draws)
+        if len(found) < 2:
+            continue
+        named = {name: strata.BY[by](part) for name, part in methods.items()}
+        for one in found:
+            inside = {
+                name: [row for row in part if named[name](row) == one.name]
+                for name, part in methods.items()
+            }
+            cells = (_in_stratum(evidence, name, part) for name, part in inside.items())
+            reading = "descriptive only" if one.descriptive else ""
+            rows.append((by, one.name, *count(inside[evidence.first]), *cells, reading))
+        low = strata.worst(found, higher_is_better=METRICS[metric].higher_is_better)
+        if low is not None:
+            few = "; descriptive only" if low.descriptive else ""
+            told = f"{tables.text(low.interval, column(metric))} ({low.patients} patients{few})"
+            worst.append(f"Worst {by} of {evidence.first}: {low.name}, {told}.")
     if not rows:
         return None
-    columns = [Column(n) for n in ("method", "by", "stratum", "images", "patients")]
-    columns += [Column(METRICS[metric].label), Column("reading")]
-    table = Table("Strata", columns, rows, ("Under 20 patients a figure is descriptive only.",))
-    return Section("Strata", worst, [table])
+    columns = map(Column, ("by", "stratum", *_N, *methods, "reading"))
+    title = f"{METRICS[metric].label} by stratum, prompt: {name_of(evidence.primary[1])}"
+    notes = (
+        "Models with intervals, other methods with means. Under 20 patients a figure describes "
+        "these patients and no others.",
+    )
+    return Section(STRATA, worst, [Table(title, (*columns,), rows, notes)])
 
 
-def _stratum(name: str, one: strata.Stratum) -> tuple[Cell, ...]:
-    reading = "descriptive only" if one.descriptive else ""
-    return (name, one.by, one.name, one.images, one.patients, one.interval, reading)
+def _in_stratum(evidence: Evidence, method: str, rows: Sequence[Row]) -> Cell:
+    metric = evidence.primary[0]
+    if method in evidence.labels("model"):
+        return interval(evidence, rows, metric)
+    told = mean(rows, metric)
+    return None if told is None else told.mean
 
 
 def ambiguity_section(evidence: Evidence) -> Section | None:
@@ -73,86 +93,83 @@ def ambiguity_section(evidence: Evidence) -> Section | None:
     if not known:
         return None
     first = next(iter(known.values()))
-    columns = (
-        Column("method"),
-        Column("objects"),
-        Column("lowest third"),
-        Column("highest third"),
-        Column("Spearman", digits=2),
-    )
-    rows = [
-        (name, one.objects, one.lowest.interval, one.highest.interval, one.spearman)
-        for name, one in known.items()
-    ]
+    rows = []
+    for name, one in known.items():
+        thirds = [cell for part in one[1:3] for cell in (part.interval, _n(part))]
+        rows.append((name, *thirds, one.objects, one.spearman))
+    names = ("method", "lowest third", "of", "highest third", "of", "objects")
     notes = (
-        "Contrast-to-noise ratio of the boundary: |mean inside - mean of a ring of 2 % of the "
-        "longest side| / SD of the ring. The ring crosses ribs, heart and chest wall, so a low "
-        "ratio partly measures the anatomy around a finding.",
-        f"Lowest third: up to {first.lowest.contrast:.2f}; highest: from "
-        f"{first.highest.contrast:.2f}; {first.left_out} objects without a ratio are left out. "
-        "Spearman takes objects for independent, which they are not.",
+        f"Contrast-to-noise ratio at the boundary; lowest third: up to {first.lowest.contrast:.2f},"
+        f" highest: from {first.highest.contrast:.2f}; {first.left_out} objects without a ratio "
+        "are left out. Of: objects / images / patients. Spearman's rank correlation of contrast "
+        "and Dice takes objects for independent, which they are not.",
+        "The ratio: |mean inside - mean outside| / standard deviation outside, in bands of 2 % of "
+        "the longest side. The outer band crosses ribs, heart and chest wall, so a low ratio is "
+        "partly anatomy.",
     )
-    return Section(
-        "Ambiguity", (), [Table("Dice by contrast of the boundary", columns, rows, notes)]
-    )
+    columns = (*map(Column, names), Column("Spearman", digits=2))
+    title = f"Dice by contrast of the boundary, prompt: {name_of(evidence.primary[1])}"
+    return Section(AMBIGUITY, (), [Table(title, columns, rows, notes)])
+
+
+def _n(third: strata.Third) -> str:
+    return f"{third.objects} / {third.interval.images} / {third.interval.patients}"
 
 
 def errors_section(evidence: Evidence) -> Section | None:
     """Kinds of error by method, and of the first model by stratum, and its worst answers."""
     objects = own_rows(evidence, objects=True)
-    if not any(objects.values()):
+    if not objects:
         return None
-    kinds = [Column(errors.ERRORS[name].label) for name in errors.ERRORS]
-    made = [
-        Table(
-            "Kinds of error, objects",
-            (Column("method"), Column("objects"), Column("good"), *kinds),
-            [_errors(name, count) for name, rows in objects.items() for count in _all(rows)],
-            tuple(f"{one.label}: {one.explanation}" for one in errors.ERRORS.values()),
-        )
+    kinds = [Column(one.label) for one in errors.ERRORS.values()]
+    explained = "; ".join(f"{one.label}: {one.explanation}" for one in errors.ERRORS.values())
+    rows = [
+        (name, *count(part), *_kinds(one))
+        for name, part in objects.items()
+        for one in errors.error_table(part, lambda row: "all")
     ]
+    columns = (*map(Column, ("method", *_N, "answers", "good")), *kinds)
+    made = [Table("Kinds of error", columns, rows, (f"Each object has one. {explained}.",))]
     own = objects.get(evidence.first, [])
     rows = []
     for by in strata.check_by(evidence.plan["settings"]["by"]):
-        counts = errors.error_table(own, strata.BY[by](own))
-        rows += [(by, *_errors(count.stratum, count)) for count in counts if len(counts) > 1]
+        name = strata.BY[by](own)
+        counts = errors.error_table(own, name)
+        for one in counts if len(counts) > 1 else ():
+            inside = [row for row in own if name(row) == one.stratum]
+            rows.append((by, one.stratum, *count(inside), *_kinds(one)))
     if rows:
-        columns = (Column("by"), Column("stratum"), Column("objects"), Column("good"), *kinds)
-        made.append(Table(f"Kinds of error of {evidence.first}", columns, rows))
-    made.append(_worst_table(evidence, own))
-    return Section("Errors", (), made)
+        columns = (*map(Column, ("by", "stratum", *_N, "answers", "good")), *kinds)
+        made.append(Table(f"Kinds of error of {evidence.first} by stratum", columns, rows))
+    return Section("Errors", (), [*made, _worst_table(evidence, own)] if own else made)
 
 
-def _all(rows: Sequence[Row]) -> list[errors.Count]:
-    return errors.error_table(rows, lambda row: "all")
-
-
-def _errors(name: str, count: errors.Count) -> tuple[Cell, ...]:
-    return (name, count.n, count.n - sum(count.kinds.values()), *count.kinds.values())
+def _kinds(one: errors.Count) -> tuple[int, ...]:
+    return (one.n, one.n - sum(one.kinds.values()), *one.kinds.values())
 
 
 def _worst_table(evidence: Evidence, rows: Sequence[Row]) -> Table:
-    far = {(row["id"], row["object"]) for row in errors.outliers(rows)}
-    columns = [Column(n) for n in ("image", "object", "patient", "Dice", "error", "area (%)")]
-    return Table(
-        f"Worst objects of {evidence.first}",
-        (*columns, Column("contrast"), Column("predicted IoU"), Column("outlier")),
-        [
-            (
-                row["id"],
-                row["object"],
-                row["patient"],
-                row["dice"],
-                errors.ERRORS[row["error"]].label if row["error"] else "",
-                row["area"],
-                row["contrast"],
-                row["predicted_iou"],
-                "yes" if (row["id"], row["object"]) in far else "",
-            )
-            for row in errors.worst_first(rows, count=_WORST)
-        ],
-        ("Outlier: below the lower quartile by more than 1.5 interquartile ranges.",),
+    keys = ("dataset", "id", "seed", "object")
+    far = {tuple(row[key] for key in keys) for row in errors.outliers(rows)}
+    several = tuple(n for n in ("dataset", "seed") if len({row[n] for row in rows}) > 1)
+    columns = (
+        *map(Column, ("image", "object", "patient", *several, "Dice", "error")),
+        Column("area", "% of the image", 2),
+        Column("contrast", digits=2),
+        Column("predicted IoU"),
+        Column("outlier"),
     )
+    told = [
+        (
+            *(row[name] for name in ("id", "object", "patient", *several, "dice")),
+            errors.ERRORS[row["error"]].label if row["error"] else "",
+            *(row[name] for name in ("area", "contrast", "predicted_iou")),
+            "yes" if tuple(row[key] for key in keys) in far else "",
+        )
+        for row in errors.worst_first(rows, count=_WORST)
+    ]
+    note = "Outlier: below the lower quartile by more than 1.5 interquartile ranges."
+    return Table(f"Worst objects of {evidence.first}", columns, told, (note,))
 
 
 # How sure a method is.
@@ -160,46 +177,41 @@ def _worst_table(evidence: Evidence, rows: Sequence[Row]) -> Table:
 
 def confidence_section(evidence: Evidence) -> Section | None:
     """Whether confidence goes with quality: correlations, risk and coverage, the IoU head."""
-    ranked, heads = [], []
+    ranked, heads, pixels = [], [], []
+    seen = pixel_reliability(evidence)
     for name, rows in own_rows(evidence, objects=True).items():
-        ranked += [
-            (name, score, one.n, one.spearman, one.aurc, one.oracle, one.random)
-            for score, one in selective.selective(rows).items()
-        ]
-        head = iou_head(rows)
-        if head is not None:
-            heads.append((name, head.n, head.mae, head.bias, head.spearman))
-    pixels = [
-        (key[0], *_pixels(seen))
-        for key, seen in pixel_reliability(evidence).items()
-        if key[1] == evidence.primary[1] and key[0] not in evidence.labels("swap")
-    ]
-    if not ranked and not pixels:
-        return None
+        for score, one in selective.selective(rows).items():
+            numbers = count([row for row in rows if row[score] is not None])
+            areas = (one.aurc, one.oracle, one.random)
+            ranked.append((name, SCORES[score], *numbers, one.spearman, *areas))
+        if (head := iou_head(rows)) is not None:
+            numbers = count([row for row in rows if row["predicted_iou"] is not None])
+            heads.append((name, *numbers, head.mae, head.bias, head.spearman))
+        if name in seen:
+            one, (_, images, patients) = seen[name], count(rows)
+            figures = (calibration.brier(one), calibration.ece(one))
+            pixels.append((name, images, patients, int(np.sum(one.counts)), *figures))
     made = []
     if ranked:
-        columns = [Column(n) for n in ("method", "confidence", "objects", "Spearman with Dice")]
-        columns += [Column(f"area under risk-coverage, {n}") for n in ("own", "oracle", "random")]
-        made.append(
-            Table(
-                "Confidence scores and Dice",
-                columns,
-                ranked,
-                (
-                    "Risk: 1 - Dice of the objects that are kept, the surest first; lower is "
-                    "better. Jitter, tta, filters: mean pairwise IoU of the masks under other "
-                    "draws of the marks, other views and other filters; entropy: of the mean mask.",
-                ),
-            )
+        names = ("method", "confidence", *_N, "Spearman", "area", "oracle's", "random")
+        note = (
+            "Spearman: of confidence with Dice. Area under risk and coverage: the mean of 1 - Dice "
+            "over the objects that are kept, the surest first; lower is better."
         )
+        agreement = (
+            "Jitter, views and filters: agreement of the masks under moved marks, other views, "
+            "other filters. Entropy: of the masks under moved marks; lower is surer."
+        )
+        made.append(Table("Confidence and Dice", (*map(Column, names),), ranked, (note, agreement)))
     if heads:
-        columns = [Column(n) for n in ("method", "objects", "absolute error", "bias", "Spearman")]
-        made.append(Table("Predicted against true IoU", columns, heads))
+        names = ("method", *_N, "absolute error", "bias", "Spearman")
+        note = "Bias above 0: the model thinks too well of its masks."
+        made.append(Table("Predicted against true IoU", (*map(Column, names),), heads, (note,)))
     if pixels:
-        columns = [Column(n) for n in ("method", "images", "pixels", "Brier", "ECE")]
+        names = ("method", "images", "patients", "pixels", "Brier score", "calibration error")
         note = "Pixels within 5 % of the longest side of the target's outline; 15 bins."
-        made.append(Table("Probabilities of pixels", columns, pixels, (note,)))
-    return Section("Confidence and calibration", (), made)
+        made.append(Table("Probabilities of pixels", (*map(Column, names),), pixels, (note,)))
+    return Section(CONFIDENCE, (), made) if made else None
 
 
 def iou_head(rows: Sequence[Row]) -> calibration.IouHead | None:
@@ -209,18 +221,14 @@ def iou_head(rows: Sequence[Row]) -> calibration.IouHead | None:
     return calibration.iou_head(told, np.array([row["iou"] for row in known], float))
 
 
-def pixel_reliability(evidence: Evidence) -> dict[tuple[str, str], calibration.Reliability]:
-    """By method and protocol, over all seeds."""
-    found: dict[tuple[str, str], calibration.Reliability] = {}
+def pixel_reliability(evidence: Evidence) -> dict[str, calibration.Reliability]:
+    """By method, at the primary protocol, over all seeds."""
+    found: dict[str, calibration.Reliability] = {}
     for (method, _, protocol), seen in evidence.scores.reliability.items():
-        held = found.get((method, protocol))
-        found[method, protocol] = seen if held is None else calibration.add(held, seen)
+        if protocol == evidence.primary[1] and np.sum(seen.counts):
+            held = found.get(method)
+            found[method] = seen if held is None else calibration.add(held, seen)
     return found
-
-
-def _pixels(seen: calibration.Reliability) -> tuple[Cell, ...]:
-    total = int(np.sum(seen.counts))
-    return (int(seen.images), total, calibration.brier(seen), calibration.ece(seen))
 
 
 # Clicks.
@@ -228,34 +236,35 @@ def _pixels(seen: calibration.Reliability) -> tuple[Cell, ...]:
 
 def click_curves(evidence: Evidence) -> dict[str, Curve]:
     """How each model gains from click to click; nothing without the protocol."""
+    parts = _clicked(evidence)
+    return {name: click_curve(rows) for name, rows in parts.items()}
+
+
+def _clicked(evidence: Evidence) -> dict[str, list[Row]]:
     rows = [row for row in evidence.scores.objects if row["protocol"].startswith("clicks:")]
-    swapped = evidence.labels("swap")
-    return {
-        name: click_curve(pick(rows, method=name))
-        for name in order(evidence, rows)
-        if name not in swapped
-    }
+    return by_method(rows, without=evidence.labels("swap"))
 
 
 def clicks_section(evidence: Evidence) -> Section | None:
     """How each model gains from click to click; None without the protocol."""
-    curves = click_curves(evidence)
+    curves, parts = click_curves(evidence), _clicked(evidence)
     if not curves:
         return None
-    counts = next(iter(curves.values())).clicks
-    columns = [Column("method"), Column("objects")]
-    columns += [Column(f"{count}") for count in counts]
-    columns += [Column("mean over clicks"), Column("clicks to 0.80", digits=1), Column("never")]
+    counts = map(str, next(iter(curves.values())).clicks)
+    columns = (
+        *map(Column, ("method", *_N, *counts, "mean")),
+        Column("clicks to 0.80", digits=1),
+        Column("never"),
+    )
     rows = [
-        (name, one.objects, *one.dice, one.area, one.clicks_to_target, one.never)
+        (name, *count(parts[name]), *one.dice, one.area, one.clicks_to_target, one.never)
         for name, one in curves.items()
     ]
     note = (
-        "Dice after so many clicks, each where the mask was wrong, with the last mask fed back. "
-        "Clicks to 0.80: the median over the objects that reach it; never: the share of those that "
-        "do not."
+        "Each click but the first is where the mask was wrong; the last mask is fed back. Clicks "
+        "to 0.80: the median over the objects that reach it; never: the share of those that do not."
     )
-    return Section("Clicks", (), [Table("Dice by number of clicks", columns, rows, (note,))])
+    return Section(CLICKS, (), [Table("Dice by number of clicks", columns, rows, (note,))])
 
 
 # What is found without being told.
@@ -265,111 +274,118 @@ def detection_section(evidence: Evidence) -> Section | None:
     """Figures that exist only where no prompt tells the truth; None where every prompt does."""
     boxes, areas, classes = [], [], []
     for protocol, method, rows in _prompt_free(evidence):
-        label = parse_protocol(protocol)[1].label
-        found = pairs(evidence, method, protocol)
-        score = detection.rsna_mean([detection.rsna_score(*pair) for pair in found])
-        curve = detection.froc(found)
-        sensitivity = None if curve is None else detection.mean_sensitivity(curve)
-        boxes.append((label, method, score.mean, score.images, score.left_out, sensitivity))
+        where = (name_of(protocol), method)
+        boxes.append((*where, *_box_figures(evidence, method, protocol)))
         told = [row for row in rows if row["score"] is not None]
         if not told:
             continue
-        images = classification.images_of(told)
+        images, patients = classification.images_of(told), count(told).patients
         area = classification.auroc(images, **evidence.draws)
         precision = classification.auprc(images, **evidence.draws)
-        areas.append(
-            (
-                label,
-                method,
-                area.positives,
-                area.negatives,
-                area.interval,
-                precision.interval,
-                area.reason,
-            )
-        )
-        for name, part in classification.by_negative_class(images, **evidence.draws).items():
-            if area.interval is not None:
-                row = (label, method, name or "unnamed", part.positives, part.negatives)
-                classes.append((*row, part.interval))
+        areas.append((*where, *_area(area, patients), precision.interval, area.reason))
+        if area.interval is not None:
+            parts = classification.by_negative_class(images, **evidence.draws)
+            for name, part in parts.items():
+                counted = part.interval.patients if part.interval else None
+                classes.append((*where, name or "unnamed", *_area(part, counted)))
     if not boxes:
         return None
-    return Section(
-        "Detection without a prompt", _metadata(evidence), _tables(boxes, areas, classes)
-    )
+    made = [_box_table(boxes)]
+    if areas:
+        guess, patients = _by_metadata(evidence)
+        names = ("prompt", "method", "with", "without", "patients", "AUROC", "AUPRC", "why not")
+        known = ("none", "view, sex and age alone", *_area(guess, patients), None, guess.reason)
+        note = (
+            "With, without: images with a finding and without one. The last row guesses from what "
+            "is known beside the pixels, which an AUROC has to beat."
+        )
+        made.append(
+            Table("Which images have a finding", (*map(Column, names),), [*areas, known], (note,))
+        )
+    if classes:
+        names = ("prompt", "method", "negatives", "with", "without", "patients", "AUROC")
+        made.append(Table("Against each class of negatives", (*map(Column, names),), classes))
+    return Section(DETECTION, (), made)
 
 
 def _prompt_free(evidence: Evidence) -> Iterator[tuple[str, str, list[Row]]]:
     """Protocols that tell no truth, the methods that answered, and their rows per image."""
-    swapped = evidence.labels("swap")
     for protocol in evidence.protocols():
         if not parse_protocol(protocol)[1].truth_in_prompt:
-            rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-            for method in order(evidence, rows):
-                if method not in swapped:
-                    yield protocol, method, pick(rows, method=method)
+            rows = by_method(evidence.rows(protocol), without=evidence.labels("swap"))
+            for method, own in rows.items():
+                yield protocol, method, own
 
 
-def pairs(evidence: Evidence, method: str, protocol: str) -> list[tuple[Scored, np.ndarray]]:
-    """The boxes that a method found in each image, and the true ones."""
-    return [
-        (
-            Scored(np.array(one["boxes"]).reshape(-1, 4), np.array(one["confidences"])),
-            np.array(one["truth"]).reshape(-1, 4),
-        )
-        for one in pick(evidence.scores.detections, method=method, protocol=protocol)
-    ]
+def _box_figures(evidence: Evidence, method: str, protocol: str) -> tuple[Cell, ...]:
+    """RSNA's score over images and over patients, the images it counts and leaves out, FROC."""
+    held = pick(evidence.scores.detections, method=method, protocol=protocol)
+    found = [to_pair(one) for one in held]
+    scores = [detection.rsna_score(*pair) for pair in found]
+    rows = [one | {"rsna": score} for one, score in zip(held, scores, strict=True)]
+    over_patients = statistics.interval_of(rows, "rsna", **evidence.draws)
+    scored = count([row for row in rows if row["rsna"] is not None])
+    curve = detection.froc(found)
+    return (
+        detection.rsna_mean(scores).mean,
+        over_patients,
+        scored.images,
+        scored.patients,
+        count(rows).images - scored.images,
+        None if curve is None else detection.mean_sensitivity(curve),
+    )
+
+
+def to_pair(found: Row) -> tuple[Scored, np.ndarray]:
+    """The boxes that a method found in an image, and the true ones."""
+    boxes, truth = (np.array(found[name], float).reshape(-1, 4) for name in ("boxes", "truth"))
+    return Scored(boxes, np.array(found["confidences"], float)), truth
+
+
+def _box_table(rows: Sequence[tuple[Cell, ...]]) -> Table:
+    columns = (
+        *map(Column, ("prompt", "method")),
+        Column("RSNA score", higher_is_better=True),
+        Column("mean over patients", higher_is_better=True),
+        *map(Column, ("images", "patients", "left out")),
+        Column("FROC, mean sensitivity", higher_is_better=True),
+    )
+    note = (
+        "RSNA score: TP / (TP + FP + FN) at IoU above .40 to .75, mean of eight, mean over images; "
+        "images with nothing true and nothing found are left out. FROC: IoU above .4, at 1/8 to 8 "
+        "false positives per image."
+    )
+    return Table("Boxes", columns, rows, (note,))
+
+
+def _area(area: classification.Area, patients: int | None) -> tuple[Cell, ...]:
+    return area.positives, area.negatives, patients, area.interval
 
 
 def froc_curves(evidence: Evidence) -> dict[str, Froc]:
     """The free-response curve of each method and protocol that tells no truth."""
-    found = {
-        f"{method} ({protocol})": detection.froc(pairs(evidence, method, protocol))
-        for protocol, method, _ in _prompt_free(evidence)
+    found = {}
+    for protocol, method, _ in _prompt_free(evidence):
+        held = pick(evidence.scores.detections, method=method, protocol=protocol)
+        curve = detection.froc([to_pair(one) for one in held])
+        if curve is not None:
+            found[f"{method} ({protocol})"] = curve
+    return found
+
+
+def _by_metadata(evidence: Evidence) -> tuple[classification.Area, int]:
+    """What a guess from view, sex and age reaches on all images, and their patients."""
+    rows = [row for _, _, part in _prompt_free(evidence) for row in part]
+    return classification.metadata_auroc(rows, **evidence.draws), count(rows).patients
+
+
+SCORES: Mapping[str, str] = MappingProxyType(
+    {
+        "predicted_iou": "predicted IoU",
+        "stability": "stability",
+        "jitter": "jitter",
+        "tta": "views",
+        "filters": "filters",
+        "entropy": "entropy",
     }
-    return {name: curve for name, curve in found.items() if curve is not None}
-
-
-def _metadata(evidence: Evidence) -> list[str]:
-    """What a guess from view, sex and age reaches, which an AUROC has to beat."""
-    seen = {(row["dataset"], row["id"]): row for row in evidence.scores.images}
-    area = classification.metadata_auroc(list(seen.values()), **evidence.draws)
-    if area.interval is None:
-        return [f"No AUROC of a guess from view, sex and age alone: {area.reason}."]
-    told = tables.text(area.interval, Column("AUROC"))
-    counts = f"{area.positives} with a finding, {area.negatives} without"
-    return [f"A guess from view, sex and age alone reaches an AUROC of {told} ({counts})."]
-
-
-def _tables(
-    boxes: Sequence[tuple[Cell, ...]],
-    areas: Sequence[tuple[Cell, ...]],
-    classes: Sequence[tuple[Cell, ...]],
-) -> list[Table]:
-    method = (Column("prompt"), Column("method"))
-    counts = (Column("images with"), Column("without"))
-    made = [
-        Table(
-            "Boxes",
-            (
-                *method,
-                Column("RSNA score", higher_is_better=True),
-                Column("images"),
-                Column("left out"),
-                Column("FROC, mean sensitivity", higher_is_better=True),
-            ),
-            boxes,
-            (
-                "RSNA score: TP / (TP + FP + FN) at IoU above .40 to .75, mean of eight; images "
-                "with nothing true and nothing found are left out. FROC: IoU above .4, at 1/8 to 8 "
-                "false positives per image.",
-            ),
-        )
-    ]
-    if areas:
-        columns = (*method, *counts, Column("AUROC"), Column("AUPRC"), Column("why not"))
-        made.append(Table("Images with a finding against those without", columns, areas))
-    if classes:
-        columns = (*method, Column("negatives"), *counts, Column("AUROC"))
-        made.append(Table("Against each class of negatives", columns, classes))
-    return made
+)

@@ -1,16 +1,19 @@
 """The plots of a report, each below the section that it belongs to."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
+from jaxtyping import Float
 
 from pp_jax.evaluate import analysis, breakdown, calibration, plots, selective, strata
-from pp_jax.evaluate.analysis import Evidence, pick
+from pp_jax.evaluate.evidence import Evidence, by_method, mean, name_of, primary_family
 from pp_jax.evaluate.metrics import METRICS
 from pp_jax.evaluate.sections import Picture, Section
-from pp_jax.evaluate.subjects import MODEL, Row
+from pp_jax.evaluate.subjects import Row
 
 FOLDER = "plots"
 _MOST = 20  # Rows of a picture that can still be read.
@@ -19,31 +22,28 @@ _MOST = 20  # Rows of a picture that can still be read.
 def illustrate(folder: Path, evidence: Evidence, sections: Sequence[Section]) -> list[Section]:
     """The sections with their plots, which stand in the folder."""
     (folder / FOLDER).mkdir(exist_ok=True)
-    made: dict[str, list[Picture]] = defaultdict(list)
-    for heading, draw in _PLOTS:
-        made[heading] += draw(folder / FOLDER, evidence)
-    return [
-        section._replace(pictures=(*section.pictures, *made.get(section.heading, ())))
-        for section in sections
-    ]
+    made = []
+    for section in sections:
+        drawn = [draw(folder / FOLDER, evidence) for draw in _PLOTS.get(section.heading, ())]
+        made.append(section._replace(pictures=(*section.pictures, *itertools.chain(*drawn))))
+    return made
 
 
 def _methods(folder: Path, evidence: Evidence) -> list[Picture]:
     metric, protocol = evidence.primary
-    rows = pick(evidence.scores.images, protocol=protocol, choice=MODEL)
-    groups = {
-        n: patient_means(pick(rows, method=n), metric) for n in analysis.order(evidence, rows)
-    }
+    parts = by_method(evidence.rows(protocol))
+    groups = {name: patient_means(rows, metric) for name, rows in parts.items()}
     if not any(len(values) for values in groups.values()):
         return []
     path = folder / "methods.png"
     plots.violin(path, groups, label=METRICS[metric].label)
-    title = f"{METRICS[metric].label} of each patient, {protocol}"
-    return [Picture(path, title, "Dot: a patient. Bar: quartiles; white: median.")]
+    title = f"{METRICS[metric].label} of each patient, prompt: {name_of(protocol)}"
+    caption = "Dot: a patient; bar: quartiles; white: median. In brackets: patients."
+    return [Picture(path, title, caption)]
 
 
-def patient_means(rows: Sequence[Row], metric: str) -> np.ndarray:
-    """One value per patient: the mean over images and seeds."""
+def patient_means(rows: Sequence[Row], metric: str) -> Float[np.ndarray, " P"]:
+    """One value per patient that has any: the mean over images and seeds."""
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for row in rows:
         if row[metric] is not None:
@@ -52,22 +52,27 @@ def patient_means(rows: Sequence[Row], metric: str) -> np.ndarray:
 
 
 def _differences(folder: Path, evidence: Evidence) -> list[Picture]:
-    found = {f"against {one.b}": one.difference for one in analysis.primary_family(evidence)}
-    if not found:
+    family = primary_family(evidence)
+    if not family:
         return []
     path = folder / "differences.png"
-    label = METRICS[evidence.primary[0]].label
-    plots.forest(path, found, label=f"{label} of {evidence.first} minus the other's")
-    return [Picture(path, "Paired differences", "Means with their intervals over patients.")]
+    metric = METRICS[evidence.primary[0]]
+    label = f"{metric.label} of {evidence.first} minus the other's"
+    plots.forest(path, {f"minus {one.b}": one.difference for one in family}, label=label)
+    better = "Right" if metric.higher_is_better else "Left"
+    caption = f"Means with intervals over patients. {better} of 0: {evidence.first} is better."
+    return [Picture(path, "Paired differences", caption)]
 
 
 def _matrix(folder: Path, evidence: Evidence) -> list[Picture]:
     found = analysis.training_matrix(evidence)
-    if found is None or not np.isfinite(found[1]).any():
+    if found is None:
         return []
+    values, rows, columns = found
     path = folder / "training_against_test.png"
-    plots.matrix(path, found[1], rows=found[2], columns=found[3], label="Dice")
-    return [Picture(path, "Training against test prompt", "Dice, mean over patients.")]
+    plots.matrix(path, values, rows=rows, columns=columns, label="Dice")
+    caption = "Dice, mean over patients; in brackets: the prompt of the training."
+    return [Picture(path, "Training against test prompt", caption)]
 
 
 def _clicks(folder: Path, evidence: Evidence) -> list[Picture]:
@@ -99,22 +104,17 @@ def _strata(folder: Path, evidence: Evidence) -> list[Picture]:
     for by in strata.check_by(evidence.plan["settings"]["by"]):
         own = strata.strata(rows, by, metric, **evidence.draws)
         if len(own) > 1:
-            found |= {
-                f"{by}: {one.name} ({one.images})": one.interval
-                for one in own
-                if one.interval is not None
-            }
+            found |= {f"{by}: {one.name}": one.interval for one in own if one.interval is not None}
     if not found:
         return []
     path = folder / "strata.png"
-    whole = analysis.interval(evidence, rows, metric)
-    plots.forest(
-        path,
-        dict(list(found.items())[:_MOST]),
-        label=f"{METRICS[metric].label} of {evidence.first}",
-        reference=None if whole is None else whole.mean,
-    )
-    return [Picture(path, "Strata", "In brackets: images. Line: the mean over all.")]
+    label = f"{METRICS[metric].label} of {evidence.first}"
+    drawn = dict(itertools.islice(found.items(), _MOST))
+    plots.forest(path, drawn, label=label, reference=mean(rows, metric).mean)
+    caption = "Dashed: the mean over all."
+    if len(found) > _MOST:
+        caption += f" The first {_MOST} of {len(found)} strata."
+    return [Picture(path, f"Strata: {evidence.first}", caption)]
 
 
 def _froc(folder: Path, evidence: Evidence) -> list[Picture]:
@@ -143,8 +143,8 @@ def _confidence(folder: Path, evidence: Evidence) -> list[Picture]:
         labels = {"xlabel": "predicted IoU", "ylabel": "true IoU"}
         plots.reliability(path, head.bins, **labels)
         made.append(Picture(path, f"Reliability of the predicted IoU: {evidence.first}"))
-    seen = breakdown.pixel_reliability(evidence).get((evidence.first, evidence.primary[1]))
-    if seen is not None and np.sum(seen.counts):
+    seen = breakdown.pixel_reliability(evidence).get(evidence.first)
+    if seen is not None:
         path = folder / "pixels.png"
         bins = calibration.pixel_bins(seen)
         plots.reliability(path, bins, xlabel="probability", ylabel="share of target pixels")
@@ -152,19 +152,24 @@ def _confidence(folder: Path, evidence: Evidence) -> list[Picture]:
     ranked = selective.selective(rows)
     if ranked:
         path = folder / "risk_coverage.png"
-        lines = {name: (one.curve.coverage, one.curve.risk) for name, one in ranked.items()}
+        lines = {
+            breakdown.SCORES[name]: (one.curve.coverage, one.curve.risk)
+            for name, one in ranked.items()
+        }
         plots.curves(path, lines, xlabel="share of objects kept", ylabel="mean 1 - Dice")
         made.append(Picture(path, f"Risk and coverage: {evidence.first}"))
     return made
 
 
-_PLOTS: tuple[tuple[str, Callable[[Path, Evidence], list[Picture]]], ...] = (
-    ("Answer", _methods),
-    ("Answer", _differences),
-    ("Training against test prompt", _matrix),
-    ("Clicks", _clicks),
-    ("Ambiguity", _ambiguity),
-    ("Strata", _strata),
-    ("Detection without a prompt", _froc),
-    ("Confidence and calibration", _confidence),
+# By the heading of the section that they stand under.
+_PLOTS: Mapping[str, Sequence[Callable[[Path, Evidence], list[Picture]]]] = MappingProxyType(
+    {
+        analysis.ANSWER: (_methods, _differences),
+        analysis.EVERY_PROMPT: (_matrix,),
+        breakdown.CLICKS: (_clicks,),
+        breakdown.AMBIGUITY: (_ambiguity,),
+        breakdown.STRATA: (_strata,),
+        breakdown.DETECTION: (_froc,),
+        breakdown.CONFIDENCE: (_confidence,),
+    }
 )
