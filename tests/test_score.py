@@ -142,6 +142,13 @@ def test_each_object_has_a_row_and_the_image_one_of_their_union(tmp_path):
     assert image["contrast"] == pytest.approx(np.mean([row["contrast"] for row in objects]))
 
 
+def test_the_contrast_of_an_object_is_not_with_its_neighbour(tmp_path):
+    """The halves of the left object touch: to each the other is no background."""
+    one = subject("a", boxes=((4, 6, 12, 18), (12, 6, 20, 18)))
+    for row in one_image(tmp_path, one, outcome(one.objects))[0]:
+        assert row["contrast"] == pytest.approx(50 / math.sqrt((20**2 - 1) / 12), rel=0.1)
+
+
 def test_confidences_are_those_of_each_mask_and_their_mean_and_unknown_ones_are_none(tmp_path):
     one = subject("a")
     told = {"predicted_iou": [0.25, 0.75], "jitter": [None, 0.5], "entropy": [None, None]}

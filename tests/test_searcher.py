@@ -172,7 +172,7 @@ def test_a_rule_that_saw_no_proposal_takes_the_one_of_the_highest_predicted_iou(
         if image is not one.image:
             return []
         told = zip(
-            (disc(9, 9, 3), disc(40, 20, 5), disc(20, 30, 4)), (0.5, 0.75, 0.25), strict=True
+            (disc(9, 9, 3), disc(40, 20, 4), disc(20, 30, 5)), (0.5, 0.75, 0.25), strict=True
         )
         return [
             {"segmentation": encode_rle(m), "predicted_iou": iou, "stability_score": 1.0}
