@@ -9,6 +9,7 @@ from pp_jax.evaluate import matching, tables
 from pp_jax.evaluate.controls import CONTROLS
 from pp_jax.evaluate.evidence import (
     EXACT,
+    NUMBERS,
     Evidence,
     by_method,
     contributions,
@@ -17,6 +18,7 @@ from pp_jax.evaluate.evidence import (
     interval,
     mean,
     name_of,
+    numbers,
     pick,
     primary_family,
     twins,
@@ -33,15 +35,19 @@ _RANDOM = (
     "The weights of {names} began as random numbers: these figures show that the machinery works, "
     "and tell nothing about whether SAM transfers."
 )
+_NO_TEST = (
+    "Part {part}: patients that a model was trained or validated on may be among those scored, so "
+    "these figures are no test."
+)
 _AVERAGE = (
     "Mean over the images of a patient, then over patients (and seeds), of the union of an image's "
     "objects; intervals: bootstrap over patients."
 )
 _EMPTY = (
     "Empty: images where both masks are (1 by definition, HD95 0), and where one is (0, and HD95 "
-    "the image's diagonal)."
+    "the diagonal). HD95: % of the longest side."
 )
-_SHOWN = ("dice", "iou", "nsd_1", "hd95")  # With intervals, beside the primary metric.
+_SHOWN = ("dice", "nsd_1", "hd95")  # With intervals, beside the primary metric.
 _BLIND = tuple(METHODS[name].label for name in CONTROLS)  # Guesses that see no pixel.
 _PROVEN = ("better", "the image was used")  # How a verdict begins that supports a claim.
 _DROPPED = ("f1",)  # Of pixels, F1 is Dice.
@@ -50,7 +56,8 @@ _DROPPED = ("f1",)  # Of pixels, F1 is Dice.
 def column(metric: str) -> Column:
     """The column of a metric."""
     row = METRICS[metric]
-    return Column(row.label, row.unit, _DIGITS.get(metric, 3), row.higher_is_better)
+    unit = "%" if row.unit.startswith("%") else row.unit  # Of what is in a note.
+    return Column(row.label, unit, _DIGITS.get(metric, 3), row.higher_is_better)
 
 
 def p_value(p: float | None) -> str | None:
@@ -75,6 +82,12 @@ def answer(evidence: Evidence) -> Section:
     best = _best_guess(evidence, family)
     used = {one.a: one for one in contributions(evidence, protocol)}
     blind = {one.a: one for one in twins(evidence)}
+    claims = {
+        "is better than the best guess that sees no pixel": best,
+        "uses the image": used.get(evidence.first),
+    }
+    if evidence.first in {**blind, **evidence.plan["missing_twins"]}:
+        claims["is better than its blind twin"] = blind.get(evidence.first)
     told = [
         f"Primary endpoint, laid down before the first image was read: {METRICS[metric].label} of "
         f"{evidence.first}; prompt: {name_of(protocol)}. It is {_text(found, metric)} "
@@ -82,7 +95,7 @@ def answer(evidence: Evidence) -> Section:
         _against_guess(evidence, best),
         *_used(evidence, used),
         *_against_twin(evidence, blind),
-        _allowed(evidence, found, [best, used.get(evidence.first), blind.get(evidence.first)]),
+        _allowed(evidence, found, claims),
         *warnings(evidence),
     ]
     made = [main_table(evidence, protocol)]
@@ -141,20 +154,23 @@ def _against_twin(evidence: Evidence, blind: Mapping[str, Comparison]) -> list[s
     return told
 
 
-def _allowed(evidence: Evidence, own: Interval, found: Sequence[Comparison | None]) -> str:
-    """What may be said of the first model, and what may not."""
-    if any(one is not None and one.equivalent is None for one in found):
+def _allowed(evidence: Evidence, own: Interval, found: Mapping[str, Comparison | None]) -> str:
+    """What may be said of the first model, and what may not.
+
+    Args:
+      evidence: Names it.
+      own: Its figure.
+      found: By what may be said of it, the comparison that would show it; None: not made.
+    """
+    if any(one is not None and one.equivalent is None for one in found.values()):
         few = f"{own.patients} patient{'s are' if own.patients > 1 else ' is'} too few for a test"
         return f"What these data allow: no conclusion, {few}."
-    claims = (
-        "is better than the best guess that sees no pixel",
-        "uses the image",
-        "is better than its blind twin",
-    )
-    proven = [one is not None and one.verdict.startswith(_PROVEN) for one in found]
-    yes, no = ([c for c, p in zip(claims, proven, strict=True) if p is wanted] for wanted in (1, 0))
-    told = [f"it may be said that {evidence.first} {' and '.join(yes)}"] if yes else []
-    told += [f"it may not be said that it {' or '.join(no)}"] if no else []
+    proven = [
+        claim for claim, one in found.items() if one is not None and one.verdict.startswith(_PROVEN)
+    ]
+    open_ = [claim for claim in found if claim not in proven]
+    told = [f"it may be said that {evidence.first} {' and '.join(proven)}"] if proven else []
+    told += [f"it may not be said that {evidence.first} {' or '.join(open_)}"] if open_ else []
     return f"What these data allow: {'; '.join(told)}."
 
 
@@ -164,6 +180,9 @@ def warnings(evidence: Evidence) -> list[str]:
         m["label"] for m in evidence.plan["models"] if m["from_random"] and m["kind"] == "model"
     ]
     told = [_RANDOM.format(names=", ".join(dict.fromkeys(random)))] if random else []
+    part = evidence.plan["settings"]["part"]
+    if part != "test" and any(m["trained_on"] for m in evidence.plan["models"]):
+        told.append(_NO_TEST.format(part=part))
     return told + list(target_notes(evidence))
 
 
@@ -277,15 +296,15 @@ def _all_metrics(protocol: str, parts: Mapping[str, Sequence[Row]]) -> Table:
     rows = []
     for method, own in parts.items():
         means = [mean(own, name) for name in names]
-        rows.append((method, *count(own), *(None if one is None else one.mean for one in means)))
-    notes = ["Means as above."]
+        told = (None if one is None else one.mean for one in means)
+        rows.append((method, numbers(own), *told))
+    notes = ["Means as of Dice. Spurious area: % of the image."]
     for own in list(parts.values())[:1]:
         notes += _fewer(own, names)
     if any(row[-1] is not None for row in rows):
         notes.append("mm: only where rows x spacing is plausible for a chest film (250 to 600 mm).")
-    counts = map(Column, ("objects", "images", "patients"))
     title = f"All other metrics, prompt: {name_of(protocol)}"
-    return Table(title, (Column("method"), *counts, *columns), rows, notes)
+    return Table(title, (Column("method"), Column(NUMBERS), *columns), rows, notes)
 
 
 def _matched_table(protocol: str, parts: Mapping[str, Sequence[Row]]) -> Table:
@@ -299,11 +318,12 @@ def _matched_table(protocol: str, parts: Mapping[str, Sequence[Row]]) -> Table:
             matching.sensitivity(found),
             matching.false_positives(found, images=len(own)),
         )
-        rows.append((method, *count(own), *figures))
+        rows.append((method, numbers(own), *figures))
     return Table(
         f"Objects matched at IoU 0.5, prompt: {name_of(protocol)}",
         (
-            *map(Column, ("method", "objects", "images", "patients")),
+            Column("method"),
+            Column(NUMBERS),
             Column("panoptic quality", higher_is_better=True),
             Column("sensitivity", higher_is_better=True),
             Column("false positives per image", higher_is_better=False),
@@ -328,10 +348,10 @@ def every_prompt_section(evidence: Evidence) -> Section | None:
     rows = []
     for spec, own in parts.items():
         found = [mean(own[name], "dice") if name in own else None for name in names]
-        counts = count([row for rows in own.values() for row in rows])
-        rows.append((name_of(spec), *counts, *(None if one is None else one.mean for one in found)))
+        told = (None if one is None else one.mean for one in found)
+        rows.append((name_of(spec), numbers([r for part in own.values() for r in part]), *told))
     titles = [f"{n} (trained under: {trained[n]})" if n in trained else n for n in names]
-    columns = map(Column, ("prompt", "objects", "images", "patients", *titles))
+    columns = map(Column, ("prompt", NUMBERS, *titles))
     note = "Intervals: under the prompt's own heading below. Guesses do not look at corrections."
     return Section(EVERY_PROMPT, (), [Table("Dice by prompt", (*columns,), rows, (_AVERAGE, note))])
 
@@ -402,11 +422,10 @@ def choice_section(evidence: Evidence) -> Section | None:
             shared = {(row["dataset"], row["id"]) for row in best}
             own = [row for row in chosen[name] if (row["dataset"], row["id"]) in shared]
             figures = (interval(evidence, part, "dice") for part in (own, best))
-            rows.append((name_of(protocol), name, *count(best), *figures))
+            rows.append((name_of(protocol), name, numbers(best), *figures))
     if not rows:
         return None
-    names = ("prompt", "method", "objects", "images", "patients")
-    columns = (*names, "Dice, model's choice", "Dice, oracle's choice")
+    columns = ("prompt", "method", NUMBERS, "Dice, model's choice", "Dice, oracle's choice")
     note = (
         "An oracle takes the mask that agrees best with the target, which no reader can. Automatic "
         "masks: the model's choice is that of a rule fitted on training images or other patients."

@@ -17,7 +17,17 @@ from pp_jax.evaluate import (
 )
 from pp_jax.evaluate.analysis import column
 from pp_jax.evaluate.detection import Froc, Scored
-from pp_jax.evaluate.evidence import Evidence, by_method, count, interval, mean, name_of, pick
+from pp_jax.evaluate.evidence import (
+    NUMBERS,
+    Evidence,
+    by_method,
+    count,
+    interval,
+    mean,
+    name_of,
+    numbers,
+    pick,
+)
 from pp_jax.evaluate.metrics import METRICS
 from pp_jax.evaluate.protocols import Curve, click_curve, parse_protocol
 from pp_jax.evaluate.sections import Cell, Column, Section, Table
@@ -28,7 +38,7 @@ STRATA, AMBIGUITY, CLICKS = "Strata", "Contrast of the boundary", "Clicks"
 CONFIDENCE, DETECTION = "Confidence and calibration", "Detection without a prompt"
 
 _WORST = 10  # Rows of a table of the worst answers.
-_N = ("objects", "images", "patients")
+_FEW = "*"  # Behind a stratum of too few patients.
 
 
 def own_rows(evidence: Evidence, *, objects: bool = False) -> dict[str, list[Row]]:
@@ -57,8 +67,8 @@ def strata_section(evidence: Evidence) -> Section | None:
                 for name, part in methods.items()
             }
             cells = (_in_stratum(evidence, name, part) for name, part in inside.items())
-            reading = "descriptive only" if one.descriptive else ""
-            rows.append((by, one.name, *count(inside[evidence.first]), *cells, reading))
+            name = f"{one.name} {_FEW}" if one.descriptive else one.name
+            rows.append((by, name, numbers(inside[evidence.first]), *cells))
         low = strata.worst(found, higher_is_better=METRICS[metric].higher_is_better)
         if low is not None:
             few = "; descriptive only" if low.descriptive else ""
@@ -66,11 +76,10 @@ def strata_section(evidence: Evidence) -> Section | None:
             worst.append(f"Worst {by} of {evidence.first}: {low.name}, {told}.")
     if not rows:
         return None
-    columns = map(Column, ("by", "stratum", *_N, *methods, "reading"))
+    columns = map(Column, ("by", "stratum", NUMBERS, *methods))
     title = f"{METRICS[metric].label} by stratum, prompt: {name_of(evidence.primary[1])}"
     notes = (
-        "Models with intervals, other methods with means. Under 20 patients a figure describes "
-        "these patients and no others.",
+        f"{_FEW} Under 20 patients: descriptive only. Models have intervals, other methods means.",
     )
     return Section(STRATA, worst, [Table(title, (*columns,), rows, notes)])
 
@@ -124,12 +133,12 @@ def errors_section(evidence: Evidence) -> Section | None:
     kinds = [Column(one.label) for one in errors.ERRORS.values()]
     explained = "; ".join(f"{one.label}: {one.explanation}" for one in errors.ERRORS.values())
     rows = [
-        (name, *count(part), *_kinds(one))
+        (name, numbers(part), *_kinds(one))
         for name, part in objects.items()
         for one in errors.error_table(part, lambda row: "all")
     ]
-    columns = (*map(Column, ("method", *_N, "answers", "good")), *kinds)
-    made = [Table("Kinds of error", columns, rows, (f"Each object has one. {explained}.",))]
+    columns = (*map(Column, ("method", NUMBERS, "good")), *kinds)
+    made = [Table("Kinds of error", columns, rows, (f"Each answer has one. {explained}.",))]
     own = objects.get(evidence.first, [])
     rows = []
     for by in strata.check_by(evidence.plan["settings"]["by"]):
@@ -137,15 +146,15 @@ def errors_section(evidence: Evidence) -> Section | None:
         counts = errors.error_table(own, name)
         for one in counts if len(counts) > 1 else ():
             inside = [row for row in own if name(row) == one.stratum]
-            rows.append((by, one.stratum, *count(inside), *_kinds(one)))
+            rows.append((by, one.stratum, numbers(inside), *_kinds(one)))
     if rows:
-        columns = (*map(Column, ("by", "stratum", *_N, "answers", "good")), *kinds)
+        columns = (*map(Column, ("by", "stratum", NUMBERS, "good")), *kinds)
         made.append(Table(f"Kinds of error of {evidence.first} by stratum", columns, rows))
     return Section("Errors", (), [*made, _worst_table(evidence, own)] if own else made)
 
 
 def _kinds(one: errors.Count) -> tuple[int, ...]:
-    return (one.n, one.n - sum(one.kinds.values()), *one.kinds.values())
+    return (one.n - sum(one.kinds.values()), *one.kinds.values())
 
 
 def _worst_table(evidence: Evidence, rows: Sequence[Row]) -> Table:
@@ -181,19 +190,19 @@ def confidence_section(evidence: Evidence) -> Section | None:
     seen = pixel_reliability(evidence)
     for name, rows in own_rows(evidence, objects=True).items():
         for score, one in selective.selective(rows).items():
-            numbers = count([row for row in rows if row[score] is not None])
+            known = numbers([row for row in rows if row[score] is not None])
             areas = (one.aurc, one.oracle, one.random)
-            ranked.append((name, SCORES[score], *numbers, one.spearman, *areas))
+            ranked.append((name, SCORES[score], known, one.spearman, *areas))
         if (head := iou_head(rows)) is not None:
-            numbers = count([row for row in rows if row["predicted_iou"] is not None])
-            heads.append((name, *numbers, head.mae, head.bias, head.spearman))
+            known = numbers([row for row in rows if row["predicted_iou"] is not None])
+            heads.append((name, known, head.mae, head.bias, head.spearman))
         if name in seen:
-            one, (_, images, patients) = seen[name], count(rows)
+            one, total = seen[name], int(np.sum(seen[name].counts))
             figures = (calibration.brier(one), calibration.ece(one))
-            pixels.append((name, images, patients, int(np.sum(one.counts)), *figures))
+            pixels.append((name, numbers(rows), total, *figures))
     made = []
     if ranked:
-        names = ("method", "confidence", *_N, "Spearman", "area", "oracle's", "random")
+        names = ("method", "confidence", NUMBERS, "Spearman", "area", "oracle's", "random")
         note = (
             "Spearman: of confidence with Dice. Area under risk and coverage: the mean of 1 - Dice "
             "over the objects that are kept, the surest first; lower is better."
@@ -204,11 +213,11 @@ def confidence_section(evidence: Evidence) -> Section | None:
         )
         made.append(Table("Confidence and Dice", (*map(Column, names),), ranked, (note, agreement)))
     if heads:
-        names = ("method", *_N, "absolute error", "bias", "Spearman")
+        names = ("method", NUMBERS, "absolute error", "bias", "Spearman")
         note = "Bias above 0: the model thinks too well of its masks."
         made.append(Table("Predicted against true IoU", (*map(Column, names),), heads, (note,)))
     if pixels:
-        names = ("method", "images", "patients", "pixels", "Brier score", "calibration error")
+        names = ("method", NUMBERS, "pixels", "Brier score", "calibration error")
         note = "Pixels within 5 % of the longest side of the target's outline; 15 bins."
         made.append(Table("Probabilities of pixels", (*map(Column, names),), pixels, (note,)))
     return Section(CONFIDENCE, (), made) if made else None
@@ -252,12 +261,12 @@ def clicks_section(evidence: Evidence) -> Section | None:
         return None
     counts = map(str, next(iter(curves.values())).clicks)
     columns = (
-        *map(Column, ("method", *_N, *counts, "mean")),
+        *map(Column, ("method", NUMBERS, *counts, "mean")),
         Column("clicks to 0.80", digits=1),
         Column("never"),
     )
     rows = [
-        (name, *count(parts[name]), *one.dice, one.area, one.clicks_to_target, one.never)
+        (name, numbers(parts[name]), *one.dice, one.area, one.clicks_to_target, one.never)
         for name, one in curves.items()
     ]
     note = (

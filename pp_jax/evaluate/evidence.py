@@ -10,6 +10,7 @@ from pp_jax.evaluate.score import Scores
 from pp_jax.evaluate.statistics import Comparison, Interval
 from pp_jax.evaluate.subjects import MODEL, Row
 
+NUMBERS = "objects / images / patients"  # Heading of a column of counts.
 EXACT = "box"  # The protocol under which guesses stand in every report.
 
 
@@ -82,6 +83,11 @@ def count(rows: Sequence[Row]) -> Count:
     told = {(row["dataset"], row["id"], row["object"]) for row in rows if "object" in row}
     patients = {(row["dataset"], row["patient"]) for row in rows}
     return Count(len(told) or sum(images.values()), len(images), len(patients))
+
+
+def numbers(rows: Sequence[Row]) -> str:
+    """The `count` for a column of `NUMBERS`."""
+    return " / ".join(map(str, count(rows)))
 
 
 def interval(evidence: Evidence, rows: Sequence[Row], metric: str) -> Interval | None:

@@ -335,7 +335,9 @@ def _begun(model: Mapping[str, Any]) -> str:
 def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
     primary = plan["primary"]
     told = {"primary endpoint": f"{primary['metric']}@{primary['protocol']}"}
-    known = {name: value for name, value in plan["settings"].items() if value not in ("", None)}
+    known = {
+        name: value for name, value in plan["settings"].items() if value not in ("", None, (), [])
+    }
     told |= {name: ", ".join(v) if isinstance(v, tuple | list) else v for name, v in known.items()}
     for model in plan["models"]:
         if model["kind"] != "swap":
