@@ -142,6 +142,13 @@ def test_each_object_has_a_row_and_the_image_one_of_their_union(tmp_path):
     assert image["contrast"] == pytest.approx(np.mean([row["contrast"] for row in objects]))
 
 
+def test_a_mask_beside_its_object_is_wrong_but_not_empty(tmp_path):
+    one = subject("a")
+    (left, right), _ = one_image(tmp_path, one, outcome(filled((4, 30, 20, 36), RIGHT)))
+    assert (left["empty"], left["error"], left["dice"]) == ("neither", "missed", 0)
+    assert (right["empty"], right["error"], right["dice"]) == ("neither", "", 1)
+
+
 def test_the_contrast_of_an_object_is_not_with_its_neighbour(tmp_path):
     """The halves of the left object touch: to each the other is no background."""
     one = subject("a", boxes=((4, 6, 12, 18), (12, 6, 20, 18)))
@@ -161,15 +168,16 @@ def test_confidences_are_those_of_each_mask_and_their_mean_and_unknown_ones_are_
 
 def test_without_marks_each_object_is_answered_by_the_component_that_fits_it(tmp_path):
     one = subject("a")
-    # Of one mask: a part of the left object, something above the right one, nothing on it.
-    mask = filled((4, 6, 20, 12), (36, 0, 56, 8)).any(0)[None]
+    # Of one mask: a part of the left object, something above and below, nothing on the right one.
+    mask = filled((4, 6, 20, 12), (36, 0, 56, 8), (0, 34, 10, 40)).any(0)[None]
     told = {"predicted_iou": [0.5]}
     free = outcome(mask, protocol="none", prompted=False, score=0.25, confidences=told)
     objects, (image,) = one_image(tmp_path, one, free)
     assert [row["dice"] for row in objects] == [2 * 96 / (96 + 192), 0]
     assert [row["empty"] for row in objects] == ["neither", "one"]
     assert [row["predicted_iou"] for row in (*objects, image)] == [None, None, 0.5]
-    assert (image["score"], image["precision"]) == (0.25, 96 / (96 + 160))
+    assert (image["score"], image["precision"]) == (0.25, 96 / (96 + 160 + 60))
+    assert (image["tp"], image["fp"], image["fn"], image["matched_iou"]) == (0, 3, 2, 0)
 
 
 def test_no_figure_is_nan_whatever_is_empty(tmp_path):
