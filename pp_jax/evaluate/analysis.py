@@ -36,8 +36,8 @@ _RANDOM = (
     "and tell nothing about whether SAM transfers."
 )
 _NO_TEST = (
-    "Part {part}: patients that a model was trained or validated on may be among those scored, so "
-    "these figures are no test."
+    "Among the patients of part {part} may be some that a model was trained or validated on: these "
+    "figures are no test."
 )
 _AVERAGE = (
     "Mean over the images of a patient, then over patients (and seeds), of the union of an image's "
@@ -162,6 +162,9 @@ def _allowed(evidence: Evidence, own: Interval, found: Mapping[str, Comparison |
       own: Its figure.
       found: By what may be said of it, the comparison that would show it; None: not made.
     """
+    part = evidence.plan["settings"]["part"]
+    if part != "test" and any(m["trained_on"] for m in evidence.plan["models"]):
+        return f"What these data allow: no conclusion. {_NO_TEST.format(part=part)}"
     if any(one is not None and one.equivalent is None for one in found.values()):
         few = f"{own.patients} patient{'s are' if own.patients > 1 else ' is'} too few for a test"
         return f"What these data allow: no conclusion, {few}."
@@ -180,9 +183,6 @@ def warnings(evidence: Evidence) -> list[str]:
         m["label"] for m in evidence.plan["models"] if m["from_random"] and m["kind"] == "model"
     ]
     told = [_RANDOM.format(names=", ".join(dict.fromkeys(random)))] if random else []
-    part = evidence.plan["settings"]["part"]
-    if part != "test" and any(m["trained_on"] for m in evidence.plan["models"]):
-        told.append(_NO_TEST.format(part=part))
     return told + list(target_notes(evidence))
 
 
@@ -210,23 +210,21 @@ def main_table(evidence: Evidence, protocol: str) -> Table:
     metrics = tuple(dict.fromkeys((evidence.primary[0], *_SHOWN)))
     rows = []
     for name, own in by_method(evidence.rows(protocol)).items():
-        sure, empty = mean(own, "predicted_iou"), [row["empty"] for row in own]
+        empty = [row["empty"] for row in own]
         rows.append(
             (
                 name,
                 *count(own),
                 len({row["seed"] for row in own}),
                 *(interval(evidence, own, metric) for metric in metrics),
-                None if sure is None else sure.mean,
-                empty.count("both"),
-                empty.count("one"),
+                f"{empty.count('both')} / {empty.count('one')}",
             )
         )
     columns = (
         Column("method"),
         *map(Column, ("objects", "images", "patients", "seeds")),
         *map(column, metrics),
-        *map(Column, ("predicted IoU", "both empty", "one empty")),
+        Column("empty: both / one"),
     )
     if all(row[4] == 1 for row in rows):
         columns, rows = columns[:4] + columns[5:], [row[:4] + row[5:] for row in rows]
