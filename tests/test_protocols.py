@@ -180,6 +180,7 @@ def test_specs_are_canonical_and_all_names_every_protocol():
         ("jitter:2.5", "whole number from 1 to 50"),
         ("jitter:-5", "whole number from 1 to 50"),
         ("jitter,jitter:10", "jitter:10 is given twice"),
+        ("clicks:1,clicks:3", "clicks:3 beside other clicks"),
         (" , ", "name at least one of box, jitter"),
     ],
 )

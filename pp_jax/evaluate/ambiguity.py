@@ -64,18 +64,18 @@ def boundary(
         slice(max(int(line[0]) - reach, 0), int(line[-1]) + reach + 1) for line in (rows, columns)
     )
     part, levels = object[window], image[window]
-    ring = _within(part, radius) & ~part
+    ring = within(part, radius) & ~part
     if others is not None:
         _same_size(image, others)
         ring &= ~others[window]
-    sides = (_within(~part, radius) & part, ring)
+    sides = (within(~part, radius) & part, ring)
     inside, outside = (levels[side].astype(np.float64) for side in sides)
     if min(len(inside), len(outside)) < FEWEST:
         return None
     return Boundary(*(float(x) for x in (inside.mean(), outside.mean(), outside.std())))
 
 
-def _within(mask: Bool[np.ndarray, "h w"], radius: float) -> Bool[np.ndarray, "h w"]:
+def within(mask: Bool[np.ndarray, "h w"], radius: float) -> Bool[np.ndarray, "h w"]:
     """The pixels at most `radius` from one of the mask.
 
     The union of the mask's rows, each widened to the chord of the disc at its distance: a fifth of

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import ndimage, special
 
+from pp_jax.evaluate.ambiguity import within
 from pp_jax.evaluate.selective import rank_correlation
 
 _IOU_BINS = 10
@@ -166,4 +167,4 @@ def _around(mask: Bool[np.ndarray, "H W"], *, margin: int) -> tuple[slice, slice
 
 def _near_outline(target: Bool[np.ndarray, "H W"], *, reach: float) -> Bool[np.ndarray, "H W"]:
     outline = target & ~ndimage.binary_erosion(target, border_value=1)
-    return ndimage.distance_transform_edt(~outline) <= reach
+    return within(outline, reach)

@@ -105,6 +105,11 @@ def parse_protocols(specs: str) -> dict[str, Protocol]:
     for spec, protocol in map(parse_protocol, told):
         if spec in found:
             raise ValueError(f"protocols {specs!r}: {spec} is given twice")
+        if protocol.rounds and any(other.rounds for other in found.values()):
+            raise ValueError(
+                f"protocols {specs!r}: {spec} beside other clicks, whose rounds are the same; give "
+                "the highest number alone"
+            )
         found[spec] = protocol
     return found
 
