@@ -205,6 +205,7 @@ def make_methods(
 ) -> list[Method]:
     """Each model, and beside it the same model shown another patient's image."""
     methods, told = [], []
+    load = compared.make_load(wanted)
     for entry in entries:
         for member in entry.members:
             side = sized(member.variant, compared.image_size(member, wanted)).image_size
@@ -213,9 +214,10 @@ def make_methods(
             make = partial(
                 compared.make_method,
                 member,
-                wanted,
+                load,
                 patients=frozenset(r.patient for r in everything if r.id in own),
-                fit=to_fit(member, everything, wanted.settings, own) if wanted.automatic else (),
+                fit=to_fit(member, everything, wanted.settings) if wanted.automatic else (),
+                seed=wanted.settings.seed,
             )
             methods.append(make())
             if swap is not None and entry.kind == "model":
@@ -225,15 +227,12 @@ def make_methods(
 
 
 def to_fit(
-    member: Member,
-    everything: Sequence[records.Record],
-    settings: EvalConfig,
-    served: frozenset[str],
+    member: Member, everything: Sequence[records.Record], settings: EvalConfig
 ) -> list[Source]:
-    """The run's own training images, if they are among the data and not scored themselves."""
+    """The run's own training images, if they are among the data."""
     if member.run is None:
         return []
-    trained = frozenset(runs.read_images(member.folder).get("train", ())) - served
+    trained = frozenset(runs.read_images(member.folder).get("train", ()))
     return [to_source(record, settings) for record in everything if record.id in trained]
 
 

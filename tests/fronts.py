@@ -51,10 +51,12 @@ def front(name: str, *args: object) -> Ended:
     return Ended(code, out.getvalue(), err.getvalue())
 
 
-def start(compiled: Path, *args: object, **environment: str) -> subprocess.Popen:
-    """`python train.py` as a user starts it."""
+def start(
+    compiled: Path, *args: object, name: str = "train.py", **environment: str
+) -> subprocess.Popen:
+    """`python train.py` as a user starts it, or the other front."""
     return subprocess.Popen(
-        [sys.executable, "train.py", *map(str, args)],
+        [sys.executable, name, *map(str, args)],
         cwd=ROOT,
         env=os.environ
         | {

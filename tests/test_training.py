@@ -1,4 +1,4 @@
-"""Whole runs of `train.py` and `eval.py`, on a few small phantoms."""
+"""Whole runs of `train.py`, on a few small phantoms."""
 
 import dataclasses
 import io
@@ -15,16 +15,10 @@ import pytest
 from PIL import Image
 
 import train as train_front
-from data.outlines import outlines
-from data.records import load
 from data.rsna import read_rsna
 from data.splits import split_patients
-from data.synthetic import generate
 from pp_jax import checkpoints
 from pp_jax.config import TrainConfig, resolve
-from pp_jax.evaluate.controls import CONTROLS, fit_atlas, mean_shape
-from pp_jax.evaluate.methods import METHODS
-from pp_jax.evaluate.metrics import dice
 from pp_jax.prompts import Purpose
 from tests.fronts import (
     STEPS,
@@ -36,7 +30,6 @@ from tests.fronts import (
     held,
     rows,
     start,
-    table,
 )
 
 # A run.
@@ -264,106 +257,3 @@ def test_training_is_augmented_and_validation_is_not(compiled, data, tmp_path, m
 def test_a_wrong_augmentation_is_refused_before_anything_is_read(tmp_path):
     ended = front("train.py", "--augment", "flip>roll", "--data-dir", tmp_path)
     assert_refused(ended, "augmentation 'roll' is unknown", "flip")
-
-
-# Evaluation.
-
-
-@pytest.fixture(scope="module")
-def evaluated(run, compiled, tmp_path_factory):
-    out = tmp_path_factory.mktemp("reports") / "test"
-    ended = front("eval.py", "--checkpoint", run, "--out", out, "--pictures", 3)
-    assert ended.code == 0, ended.err
-    return out, ended
-
-
-def test_the_runs_own_test_patients_are_scored_and_no_others(evaluated, run, data):
-    scored = table(evaluated[0] / "per_image.csv")
-    patients = set(json.loads((run / "split.json").read_text())["test"])
-    wanted = {r.id for r in read_rsna(data) if r.patient in patients and r.boxes}
-    assert len(wanted) > 1
-    assert {row["id"] for row in scored} == wanted
-    assert {row["patient"] for row in scored} <= patients
-    assert len(scored) == len(wanted) * len(METHODS)
-
-
-def test_the_table_sets_the_model_beside_the_controls(evaluated):
-    out, ended = evaluated
-    for name in ("SAM", *(control.label for control in CONTROLS.values())):
-        assert name in ended.out
-    (section,) = json.loads((out / "summary.json").read_text())["sections"].values()
-    scored = table(out / "per_image.csv")
-    for line in section:
-        values = [float(row["dice"]) for row in scored if row["method"] == line["method"]]
-        assert line["dice"]["mean"] == pytest.approx(np.mean(values))
-        assert line["dice"]["n"] == len(values)
-    pictures = {path.name for path in (out / "overlays").iterdir()}
-    assert len(pictures) == min(3, len(scored) // len(METHODS))
-    assert (out / "overlays.png").is_file()
-
-
-def test_stored_prompts_are_the_exact_boxes_of_the_objects(evaluated, data):
-    stored = json.loads((evaluated[0] / "prompts.json").read_text())["prompts"]
-    for record in read_rsna(data):
-        if record.id in stored:
-            assert stored[record.id] == {"boxes": load(record).boxes.tolist(), "points": []}
-
-
-def test_the_mean_shape_is_that_of_the_training_part(evaluated, run, data):
-    split = json.loads((run / "split.json").read_text())
-    records = {record.id: record for record in read_rsna(data)}
-    training = [r for r in records.values() if r.patient in split["train"]]
-    atlas = fit_atlas(outlines(training))
-    assert_mean_shape_scores(evaluated[0], records, lambda patient: atlas)
-
-
-def test_evaluating_twice_gives_the_same_figures(evaluated, run, tmp_path):
-    again = Path(shutil.copytree(evaluated[0], tmp_path / "again"))
-    (again / "prompts.json").unlink()
-    assert front("eval.py", "--checkpoint", run, "--out", again, "--pictures", 0).code == 0
-    assert not (again / "overlays").exists()  # The older report is replaced.
-    for name in ("per_image.csv", "prompts.json"):
-        assert (again / name).read_bytes() == (evaluated[0] / name).read_bytes()
-
-
-def test_on_other_data_everything_is_test(run, compiled, data, tmp_path):
-    other = generate(tmp_path / "other", images=8, seed=1, side=256, workers=0)
-    out = tmp_path / "report"
-    marks = ("--prompt", "point", "--pictures", 0)
-    ended = front("eval.py", "--checkpoint", run, "--data-dir", other, "--out", out, *marks)
-    assert ended.code == 0, ended.err
-    scored = table(out / "per_image.csv")
-    assert {row["id"] for row in scored} == {r.id for r in read_rsna(other) if r.boxes}
-    assert {row["protocol"] for row in scored} == {"one click", "exact box"}
-    stored = json.loads((out / "prompts.json").read_text())["prompts"]
-    for record in read_rsna(other):
-        points = stored.get(record.id, {"points": []})["points"]
-        for pixels, point in zip(load(record).objects, points, strict=bool(record.boxes)):
-            assert pixels[int(point["y"]), int(point["x"])]
-
-
-def test_converted_weights_are_scored_beside_the_shape_of_other_patients(
-    converted, compiled, data, tmp_path
-):
-    out = tmp_path / "report"
-    where = ("--data-dir", data, "--out", out, "--prompt", "none", "--pictures", 0)
-    ended = front("eval.py", "--checkpoint", converted, *where)
-    assert ended.code == 0, ended.err
-    records = {record.id: record for record in read_rsna(data)}
-    assert {row["id"] for row in table(out / "per_image.csv")} == records.keys()
-    assert "All images" in ended.out
-    assert "Images with a finding" in ended.out
-    assert_mean_shape_scores(
-        out,
-        records,
-        lambda patient: fit_atlas(outlines([r for r in records.values() if r.patient != patient])),
-    )
-
-
-def assert_mean_shape_scores(out, records, atlas_for) -> None:
-    label = CONTROLS["mean_shape"].label
-    scored = [row for row in table(out / "per_image.csv") if row["method"] == label]
-    for row in [row for row in scored if row["objects"] != "0"][:3]:
-        sample = load(records[row["id"]])
-        shape = mean_shape(sample.findings.shape, sample.boxes, atlas=atlas_for(row["patient"]))
-        assert float(row["dice"]) == pytest.approx(dice(shape, sample.findings))

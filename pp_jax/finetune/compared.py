@@ -1,6 +1,7 @@
 """From what a user names to the models that are compared: runs, their folds and seeds, weights."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -271,44 +272,33 @@ class Wanted(NamedTuple):
     mesh: Mesh
 
 
-def make_method(
-    member: Member,
-    wanted: Wanted,
-    *,
-    patients: frozenset[str],
-    fit: Sequence[Source],
-    swap: Mapping[tuple[str, str], Source] | None = None,
-) -> Method:
-    """The member as a method; its weights are loaded when it is opened.
+class Ready(NamedTuple):
+    """A loaded model, and how it is asked."""
 
-    Args:
-      member: Which weights, and what they are shown.
-      wanted: What is asked.
-      patients: Those that it answers for.
-      fit: Training images, for the rule of automatic masks.
-      swap: For each image another patient's, that is shown in its place; None: its own is.
+    asker: Asker
+    filtered: Sequence[Asker]  # Behind other filters, for the confidence `filters`.
+    confidence: frozenset[str]
+    searcher: automatic.Search | None  # For automatic masks; None: not asked for.
+
+
+Load = Callable[[Member, Sequence[Source], Sequence[Source]], Ready]
+
+
+def make_load(wanted: Wanted) -> Load:
+    """A function that loads a member, given what its rules are fitted on and what it is to answer.
+
+    The last one is kept, for the method that shows it other images.
     """
-    shown = partial(_other_image, swap) if swap is not None else _own_image
-    label = member.label if swap is None else f"{member.label}, {SWAPPED}"
-    begin = partial(_open, member, wanted, shown=shown, fit=fit)
-    return Method(label, member.seed, patients.__contains__, begin)
+    return functools.lru_cache(maxsize=1)(partial(_load, wanted))
 
 
-def _open(
-    member: Member,
-    wanted: Wanted,
-    scored: Sequence[Source],
-    *,
-    shown: Callable[[Subject], Image],
-    fit: Sequence[Source],
-) -> Run:
-    settings, look = wanted.settings, member.look
-    loaded = runs.load(member.folder, mesh=wanted.mesh)
+def _load(wanted: Wanted, member: Member, fit: Sequence[Source], scored: Sequence[Source]) -> Ready:
+    look, loaded = member.look, runs.load(member.folder, mesh=wanted.mesh)
     model = Sam(sized(member.variant, image_size(member, wanted)))
     make = partial(_asker, model, loaded.variables)
     searcher = None
     if wanted.automatic:
-        points = automatic.config(settings.auto_points)
+        points = automatic.config(wanted.settings.auto_points)
         stage = make_stage(look, side=model.config.image_size)
         propose = partial(generate, model, loaded.variables, config=points, stage=stage)
         region = roi.make(look.roi)
@@ -317,22 +307,51 @@ def _open(
         searcher = automatic.make_searcher(propose, fit=fit, scored=scored)
     # A filter in place of the one that shows nothing would show the image.
     confidence = wanted.confidence - ({"filters"} if look.filter == BLANK else set())
-    asked = Asked(
-        asker=make(look),
-        filtered=[
-            make(dataclasses.replace(look, filter=name, fusion="replace"))
-            for name in FILTERS_COMPARED
-            if "filters" in confidence
-        ],
-        # What a training of one prompt at a time never used, the single mask, is not asked for.
-        single=member.run is None,
-        refine=member.refine,
-        confidence=confidence,
-        seed=settings.seed,
-        shown=shown,
-        searcher=searcher,
-    )
-    return partial(answers, asked)
+    filtered = [
+        make(dataclasses.replace(look, filter=name, fusion="replace"))
+        for name in FILTERS_COMPARED
+        if "filters" in confidence
+    ]
+    return Ready(make(look), filtered, confidence, searcher)
+
+
+def make_method(
+    member: Member,
+    load: Load,
+    *,
+    patients: frozenset[str],
+    fit: Sequence[Source],
+    seed: int,
+    swap: Mapping[tuple[str, str], Source] | None = None,
+) -> Method:
+    """The member as a method; its weights are loaded when it is opened.
+
+    Args:
+      member: Which weights, and what they are shown.
+      load: From `make_load`.
+      patients: Those that it answers for.
+      fit: Training images, for the rule of automatic masks.
+      seed: Of the draws for its confidence.
+      swap: For each image another patient's, that is shown in its place; None: its own is.
+    """
+
+    def begin(scored: Sequence[Source]) -> Run:
+        ready = load(member, tuple(fit), tuple(scored))
+        asked = Asked(
+            asker=ready.asker,
+            filtered=ready.filtered,
+            # What a training of one prompt at a time never used, the single mask, is not asked for.
+            single=member.run is None,
+            refine=member.refine,
+            confidence=ready.confidence,
+            seed=seed,
+            shown=_own_image if swap is None else partial(_other_image, swap),
+            searcher=ready.searcher,
+        )
+        return partial(answers, asked)
+
+    label = member.label if swap is None else f"{member.label}, {SWAPPED}"
+    return Method(label, member.seed, patients.__contains__, begin)
 
 
 def _in_region(region: roi.Roi, propose: automatic.Generate, image: Image) -> list[dict[str, Any]]:
