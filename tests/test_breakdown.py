@@ -7,7 +7,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from pp_jax.evaluate import breakdown, statistics
 from pp_jax.evaluate.detection import RSNA_THRESHOLDS, rsna_mean, rsna_score
-from pp_jax.evaluate.evidence import Evidence, pick
+from pp_jax.evaluate.evidence import NUMBERS, Evidence, pick
 from pp_jax.evaluate.sections import Table
 from tests.report_world import (
     FIRST,
@@ -55,7 +55,7 @@ def test_each_stratum_has_its_mean_its_numbers_and_a_sign_where_patients_are_few
             len(inside),
             len({r["patient"] for r in inside}),
         )
-        assert row[breakdown.NUMBERS] == " / ".join(map(str, counts))
+        assert row[NUMBERS] == " / ".join(map(str, counts))
         guessed = [r for r in own(many, method="atlas") if r["sex"] == sex]
         assert row["atlas"] == pytest.approx(mean_of(guessed))
     assert SWAPPED not in [column.name for column in table.columns]
@@ -168,6 +168,8 @@ def test_the_iou_head_is_judged_by_the_true_iou(many):
     row = named(table)[0]
     assert row["absolute error"] == pytest.approx(np.abs(errors).mean())
     assert row["bias"] == pytest.approx(errors.mean())
+    known = (len(rows), len({r["id"] for r in rows}), len({r["patient"] for r in rows}))
+    assert row[NUMBERS] == " / ".join(map(str, known))
 
 
 def test_pixels_of_all_seeds_are_pooled():
