@@ -15,6 +15,8 @@ from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import compared
 from pp_jax.finetune.compared import Entry, Member
 from pp_jax.look import Look
+from pp_jax.predict.masks import decode_rle, encode_rle
+from pp_jax.preprocess import roi
 
 BESIDE = ", ".join(METHODS)
 
@@ -302,6 +304,26 @@ def test_an_image_is_scored_if_every_model_may_be_under_each_of_its_seeds():
     assert compared.common_images([cross], served) == frozenset("abcdef")
     assert compared.common_images([seeds], served) == frozenset("bcde")
     assert compared.common_images([cross, seeds], served) == frozenset("bcde")
+
+
+# Regions.
+
+
+def test_automatic_masks_of_a_region_lie_where_it_was_cut_out():
+    """The film of 4 x 5 pixels lies in a black frame; the generator sees the film alone."""
+    image = np.zeros((9, 8, 3), np.uint8)
+    image[2:6, 3:8] = 200
+    drawn = np.random.default_rng(0).random((2, 4, 5)) < 0.5
+
+    def propose(film):
+        assert film.shape == (4, 5, 3)
+        assert film.min() == 200
+        return [{"segmentation": encode_rle(mask), "score": n} for n, mask in enumerate(drawn)]
+
+    found = compared._in_region(roi.make("content"), propose, image)
+    want = np.pad(drawn, ((0, 0), (2, 3), (3, 0)))
+    np.testing.assert_array_equal([decode_rle(one["segmentation"]) for one in found], want)
+    assert [one["score"] for one in found] == [0, 1]
 
 
 # Exchanged images.

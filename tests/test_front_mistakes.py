@@ -80,8 +80,9 @@ def test_folders_that_are_not_there_are_named(tmp_path):
     assert_refused(front("train.py", "--data-dir", tmp_path / "none"), str(tmp_path / "none"))
     missing = ("--checkpoint", tmp_path / "none")
     assert_refused(front("train.py", *missing), str(tmp_path / "none"), "converted checkpoint")
-    assert_refused(front("eval.py", *missing), str(tmp_path / "none"), "MANIFEST.json")
-    assert_refused(front("eval.py", "--checkpoint", tmp_path), str(tmp_path), "MANIFEST.json")
+    assert_refused(front("eval.py", *missing), str(tmp_path / "none"), "no such folder")
+    ended = front("eval.py", "--checkpoint", tmp_path)
+    assert_refused(ended, str(tmp_path), "neither a run nor converted weights")
 
 
 def test_large_variants_name_the_commands_that_get_their_weights(monkeypatch):

@@ -173,9 +173,10 @@ def test_an_evaluation_shows_a_region_and_scores_the_whole_image(
 
     monkeypatch.setattr(asking, "_decode_marks", everything)
     where = ("--checkpoint", converted, "--data-dir", data, "--out", tmp_path / "report")
-    asked = ("--prompt", "box", "--roi", "box-context:2", "--limit", 4, "--pictures", 0)
+    asked = ("--prompt", "box", "--roi", "box-context:2", "--limit", 4, "--pictures", 2)
     ended = front("eval.py", *where, *asked, "--confidence", "stability")
     assert ended.code == 0, ended.err
+    assert list((tmp_path / "report" / "overlays").iterdir())
     records = {record.id: record for record in read_rsna(data)}
     images = [x for x in table(tmp_path / "report" / "images.csv") if x["choice"] == "model"]
     growth = {METHODS["box"].label: 0, converted.name: 0.5}
