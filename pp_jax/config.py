@@ -274,7 +274,8 @@ def twin_command(config: TrainConfig) -> str:
     Raises:
       ValueError: As `resolve`.
     """
-    twin, plain = blind_twin(config), TrainConfig(variant=config.variant)
+    twin = dataclasses.replace(blind_twin(config), force=False)
+    plain = TrainConfig(variant=config.variant)
     if twin.fold is not None:
         twin = dataclasses.replace(twin, out=twin.out.removesuffix(f"/fold{twin.fold}"))
     # What follows from the other flags need not be said.

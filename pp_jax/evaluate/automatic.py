@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
+import PIL.Image
 from jaxtyping import Bool, Float, Int, UInt8
 from tqdm import tqdm
 
@@ -17,12 +18,14 @@ from pp_jax.evaluate.methods import Source
 from pp_jax.evaluate.selection import Rule
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.predict.automatic import AutomaticConfig
-from pp_jax.predict.masks import decode_rle
+from pp_jax.predict.masks import Rle, decode_rle, encode_rle
 from pp_jax.preprocess.colour import to_grey
+from pp_jax.preprocess.geometry import resize_image
 
 # More pass than in the official generator, whose limits presuppose SAM's own scores on photographs.
 IOU, STABILITY = 0.5, 0.8
-FITTED = 40  # Images that a rule is fitted on, at most.
+FITTED = 20  # Images that a rule is fitted on, at most.
+LONGEST = 1024  # Pixels: every one of hundreds of masks is scaled up to the image to be judged.
 _PARTS = 5
 _NEVER = 2.0  # A threshold that no probability reaches.
 
@@ -108,20 +111,31 @@ def make_searcher(
 
 
 def propose(generate: Generate, image: Image) -> Proposals:
-    """The masks that the generator finds in an image, the empty ones left out."""
+    """The masks that the generator finds in an image, the empty ones left out.
+
+    An image larger than SAM sees it is searched at that size, and its masks are scaled up after.
+    """
     start = perf_counter()
-    records = generate(image)
+    large = max(image.shape[:2]) > LONGEST
+    shown = resize_image(image, longest=LONGEST) if large else image
+    records = generate(shown)
     seconds = perf_counter() - start
-    grey = to_grey(image)
+    grey = to_grey(shown)
     rles, rows = [], []
     for one in records:
         mask = decode_rle(one["segmentation"])
         if mask.any():
             scores = {"predicted_iou": one["predicted_iou"], "stability": one["stability_score"]}
             rows.append(selection.features(grey, mask, **scores))
-            rles.append(one["segmentation"])
+            rles.append(_scaled(mask, image.shape[:2]) if large else one["segmentation"])
     features = np.array(rows, float).reshape(-1, len(selection.FEATURES))
     return Proposals(rles, features, seconds)
+
+
+def _scaled(mask: Bool[np.ndarray, "h w"], size: tuple[int, int]) -> Rle:
+    """The mask at another size: what is more than half covered, bilinearly."""
+    levels = PIL.Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0)))
+    return encode_rle(np.asarray(levels.resize(size[::-1], PIL.Image.Resampling.BILINEAR)) > 127)
 
 
 class Searched(NamedTuple):

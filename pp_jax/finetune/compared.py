@@ -238,9 +238,11 @@ def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
     On the data that they were made of, folds share out the images and are one run together; on
     other data each of them answers for all.
     """
-    folds = [served[member.folder] for member in entry.members if member.fold]
-    shared = sum(map(len, folds)) > len(frozenset().union(*folds))
-    if not shared:
+    folds: dict[str, list[frozenset[str]]] = {}
+    for member in entry.members:
+        if member.fold:
+            folds.setdefault(member.seed, []).append(served[member.folder])
+    if all(sum(map(len, own)) == len(frozenset().union(*own)) for own in folds.values()):
         return entry
     renamed = (
         member._replace(seed="/".join(filter(None, (member.seed, member.folder.name))))
