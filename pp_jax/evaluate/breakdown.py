@@ -144,6 +144,7 @@ def errors_section(evidence: Evidence) -> Section | None:
     for by in strata.check_by(evidence.plan["settings"]["by"]):
         name = strata.BY[by](own)
         counts = errors.error_table(own, name)
+        counts.sort(key=lambda count: strata.place(count.stratum))
         for one in counts if len(counts) > 1 else ():
             inside = [row for row in own if name(row) == one.stratum]
             rows.append((by, one.stratum, numbers(inside), *_kinds(one)))

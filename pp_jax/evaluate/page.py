@@ -169,7 +169,7 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 p { max-width: 48rem; margin: .5rem 0; }
 a { color: var(--link); }
 nav ol { margin: 0; padding: .75rem 1rem .75rem 2.5rem; background: var(--shade);
-  columns: 18rem; }
+  columns: 18rem; column-gap: 2rem; }
 pre { padding: .75rem; background: var(--shade); overflow-x: auto; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;

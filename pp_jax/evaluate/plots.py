@@ -24,6 +24,7 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#00
 _DASHES = ("solid", "dashed", "dotted", "dashdot")  # Of the eighth line on, colours return.
 _WIDTH = 8.0  # Inches, at 100 pixels each.
 _DPI = 100
+_LEAST = 0.02  # Of an axis of shares in [0, 1].
 _FEW = 30  # Points that are each marked.
 _FEWEST_OF_A_SHAPE = 10  # Fewer values have no density to draw.
 
@@ -162,6 +163,9 @@ def curves(
             label=plain(name, 32),
         )
     axes.set(xlabel=xlabel, ylabel=ylabel)
+    low, high = axes.get_ylim()
+    if high - low < _LEAST:  # Else what differs in the sixth digit would fill the picture.
+        axes.set_ylim((low + high - _LEAST) / 2, (low + high + _LEAST) / 2)
     axes.grid(alpha=0.3)
     if all(float(one).is_integer() for x, _ in lines.values() for one in x):
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -87,7 +87,7 @@ def strata(
     for row in rows:
         parts.setdefault(namer(row), []).append(row)
     found = []
-    for name in sorted(parts, key=_place):
+    for name in sorted(parts, key=place):
         interval = interval_of(parts[name], metric, samples=samples, seed=seed, level=level)
         images, patients = (interval.images, interval.patients) if interval else (0, 0)
         found.append(Stratum(by, name, interval, images, patients, patients < _FEW))
@@ -157,8 +157,8 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float | None:
     return float(scipy.stats.spearmanr(x, y).statistic)
 
 
-def _place(name: str) -> tuple[int, str]:
-    """Ages and sizes in their own order, after all other names; the unknown last."""
+def place(name: str) -> tuple[int, str]:
+    """Where a stratum stands in a table: ages and sizes in their own order, the unknown last."""
     places = [at for at, start in enumerate(_ORDER) if name.startswith(start)]
     return (places[0] if places else -1), name
 

@@ -166,15 +166,16 @@ def write_markdown(
       title: First line.
       settings: What a reader needs to repeat it; last section.
     """
-    parts = [f"# {title}"]
+    parts = [f"# {_in_markdown(title)}"]
     for section in sections:
-        parts += [f"## {section.heading}", *map(_paragraph, section.paragraphs)]
+        parts += [f"## {_in_markdown(section.heading)}", *map(_paragraph, section.paragraphs)]
         for table in section.tables:
-            parts += [f"### {table.title}", to_markdown(table).rstrip("\n")]
+            parts += [f"### {_in_markdown(table.title)}", to_markdown(table).rstrip("\n")]
         for picture in section.pictures:
             where = Path(os.path.relpath(picture.path, path.parent)).as_posix()
-            parts += [f"![{_in_markdown(picture.title)}](<{where}>)", picture.caption]
-    parts += ["## Settings", "\n".join(f"- {key}: {settings[key]}" for key in settings)]
+            parts += [f"![{_in_markdown(picture.title)}](<{where}>)", _in_markdown(picture.caption)]
+    lines = [f"- {_in_markdown(f'{key}: {settings[key]}')}" for key in settings]
+    parts += ["## Settings", "\n".join(lines)]
     put_text(path, "\n\n".join(part for part in parts if part) + "\n")
 
 
@@ -193,7 +194,7 @@ def command(paragraph: str) -> str | None:
 
 def _paragraph(paragraph: str) -> str:
     shell = command(paragraph)
-    return paragraph if shell is None else f"```sh\n{shell}\n```"
+    return _in_markdown(paragraph) if shell is None else f"```sh\n{shell}\n```"
 
 
 def _in_markdown(words: str) -> str:
