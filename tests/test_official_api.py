@@ -1,7 +1,9 @@
 """Code written for the official `SamPredictor` gets the same answers from ours."""
 
 import functools
+import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -78,6 +80,18 @@ def test_every_prompt_gives_the_same_masks_scores_and_logits(predictors, prompt,
     ours, theirs = predictors
     asked = PROMPTS[prompt] | {"multimask_output": multimask}
     assert_same(ours.predict(**asked), theirs.predict(**asked))
+
+
+def test_all_prompts_and_all_predictors_of_a_model_share_one_program(predictors, caplog) -> None:
+    ours, _ = predictors
+    ours.predict(**BOX)
+    with jax.log_compiles():
+        for asked in PROMPTS.values():
+            ours.predict(**asked)
+        other = SamPredictor(ours.sam)
+        other.set_image(photo(150, 97))
+        other.predict(**POINTS)
+    assert not re.findall(r"compilation of jit\((_decode|embed)\)", caplog.text)
 
 
 def test_a_mask_of_an_earlier_call_as_a_prompt_gives_the_same(predictors) -> None:

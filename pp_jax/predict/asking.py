@@ -90,9 +90,9 @@ def make_asker(
 ) -> Asker:
     """The model, ready to be asked about images of any size.
 
-    The encoder is compiled once; the decoder for up to 1, 4 and 12 points in a prompt, however many
-    prompts there are, with boxes or without, and all askers of one model share it; the upscaling,
-    within a second, for each multiple of 256 of the image's sides.
+    The encoder is compiled once for each stage; the decoder for up to 1, 4 and 12 points in a
+    prompt, however many prompts there are, with boxes or without; all askers of one model share
+    both. The upscaling is compiled, within a second, for each multiple of 256 of the image's sides.
 
     Args:
       model: SAM.
@@ -105,7 +105,7 @@ def make_asker(
       ValueError: A wrong spec.
     """
     side = model.config.image_size
-    encode = jax.jit(partial(embed, model, stage=stage))
+    encode = partial(_encode, model, stage=stage)
 
     def embed_image(image: Image, box: Box | None = None) -> Embedded:
         del box
@@ -238,6 +238,9 @@ def choose(decoded: Decoded, *, single: bool) -> Int[np.ndarray, " N"]:
     if single:
         return np.zeros(len(decoded.iou), int)
     return 1 + decoded.iou[:, 1:].argmax(1)
+
+
+_encode = jax.jit(embed, static_argnames=("model", "stage"))
 
 
 @partial(jax.jit, static_argnames=("side", "canvas"))

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
@@ -22,7 +21,7 @@ from pp_jax.preprocess import geometry, roi
 from pp_jax.preprocess.stage import PREPARATIONS, make_stage
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import Sam, SamOutput
-from pp_jax.types import NEUTRAL, Prompts
+from pp_jax.types import NEUTRAL
 
 _CANVAS, _POINTS, _PROMPTS = 256, 4, 4  # Shapes are rounded up to these: few compilations.
 
@@ -84,14 +83,9 @@ class SamPredictor:
     def __init__(self, sam_model: LoadedSam):
         require_whole_images(sam_model.look)
         self.sam = sam_model
-        self.transform = ResizeLongestSide(
-            sam_model.model.config.image_size, PREPARATIONS[sam_model.look.preprocess].fit
-        )
-        stage = make_stage(sam_model.look, side=self.transform.target_length)
-        self._embed = jax.jit(partial(embed, sam_model.model, stage=stage))
-        self._decode = jax.jit(
-            partial(_decode, sam_model.model), static_argnames=("canvas", "multimask")
-        )
+        side = sam_model.model.config.image_size
+        self.stage = make_stage(sam_model.look, side=side)
+        self.transform = ResizeLongestSide(side, PREPARATIONS[sam_model.look.preprocess].fit)
         self.reset_image()
 
     def reset_image(self) -> None:
@@ -121,7 +115,7 @@ class SamPredictor:
         self.original_size, self.input_size = image.shape[:2], resized.shape[:2]
         padded = geometry.pad_square(resized, side=self.transform.target_length)[None]
         size = np.array([self.input_size], np.int32)
-        self.features = self._embed(self.sam.variables, padded, size)
+        self.features = _embed(self.sam.model, self.sam.variables, padded, size, stage=self.stage)
         self.is_image_set = True
 
     def get_image_embedding(self) -> Float[np.ndarray, "1 D h w"]:
@@ -197,12 +191,13 @@ class SamPredictor:
                 f"mask_input of shape {np.shape(mask_input)[1:]}: must be (1, {side}, {side}), the "
                 "low-resolution logits of an earlier prediction"
             )
-        prompts, count = _pad(point_coords, point_labels, boxes, mask_input, side=side)
+        told, count = _pad(point_coords, point_labels, boxes, mask_input, side=side)
         canvas = tuple(-(-length // _CANVAS) * _CANVAS for length in self.original_size)
-        output, masks = self._decode(
+        output, masks = _decode(
+            self.sam.model,
             self.sam.variables,
             self.features,
-            prompts,
+            told,
             np.array(self.input_size, np.int32),
             np.array(self.original_size, np.int32),
             canvas=canvas,
@@ -221,18 +216,23 @@ class SamPredictor:
             raise RuntimeError("An image must be set with .set_image(...) before mask prediction.")
 
 
+# Both halves are compiled once for all predictors of one model.
+_embed = jax.jit(embed, static_argnames=("model", "stage"))
+
+
+@partial(jax.jit, static_argnames=("model", "canvas", "multimask"))
 def _decode(
     model: Sam,
     variables: Mapping[str, Any],
     embedding: Float[Array, "1 h w D"],
-    prompts: Prompts,
+    told: Mapping[str, Array],
     size: Int[Array, "2"],
     original: Int[Array, "2"],
     *,
     canvas: tuple[int, int],
     multimask: bool,
 ) -> tuple[SamOutput, Float[Array, "N M H W"]]:
-    output = predict(model, variables, embedding, prompts)
+    output = predict(model, variables, embedding, make_prompts(**told))
     output = output.three() if multimask else output.single()
     up: Callable = partial(
         geometry.postprocess_masks,
@@ -251,32 +251,37 @@ def _pad(
     masks: np.ndarray | None,
     *,
     side: int,
-) -> tuple[Prompts, int]:
-    """The prompts on shapes rounded up with neutral slots and invalid prompts, and their number."""
+) -> tuple[dict[str, np.ndarray], int]:
+    """What `make_prompts` takes, and the number of prompts.
+
+    Shapes are rounded up with neutral points and invalid prompts, and are the same whether there
+    are points, boxes and masks or not: one program answers them all.
+    """
     given = [x for x in (points, boxes, masks) if x is not None]
     count = len(given[0]) if given else 1
     if any(len(x) != count for x in given):
         raise ValueError(
             f"points, boxes and masks for different numbers of prompts: {[len(x) for x in given]}"
         )
-    more = -count % _PROMPTS
-
-    def padded(x: np.ndarray, value: float = 0) -> Array:
-        rest = [(0, 0)] * (x.ndim - 1)
-        return jnp.asarray(np.pad(x, [(0, more), *rest], constant_values=value)[None])
-
-    marks: dict[str, Any] = {}
+    slots = -(-count // _PROMPTS) * _PROMPTS
+    width = 0 if points is None else points.shape[1]
+    places = -(-max(width, 1) // _POINTS) * _POINTS
+    told = {
+        "points": np.zeros((slots, places, 2), np.float32),
+        "labels": np.full((slots, places), NEUTRAL, np.int32),
+        "boxes": np.zeros((slots, 4), np.float32),
+        "has_box": np.full(slots, boxes is not None),
+        "masks": np.zeros((slots, side, side), np.float32),
+        "has_mask": np.full(slots, masks is not None),
+        "valid": np.arange(slots) < count,
+    }
     if points is not None:
-        slots = -points.shape[1] % _POINTS
-        points = np.pad(np.asarray(points, np.float32), ((0, 0), (0, slots), (0, 0)))
-        labels = np.pad(np.asarray(labels, np.int32), ((0, 0), (0, slots)), constant_values=NEUTRAL)
-        marks |= {"points": padded(points), "labels": padded(labels, NEUTRAL)}
+        told["points"][:count, :width], told["labels"][:count, :width] = points, labels
     if boxes is not None:
-        marks["boxes"] = padded(np.asarray(boxes, np.float32))
+        told["boxes"][:count] = boxes
     if masks is not None:
-        marks["masks"] = padded(np.asarray(masks, np.float32)[:, 0])
-    valid = jnp.asarray(np.arange(count + more)[None] < count)
-    return make_prompts(**marks, valid=valid, mask_side=side), count
+        told["masks"][:count] = masks[:, 0]
+    return {name: array[None] for name, array in told.items()}, count
 
 
 def check_points(

@@ -1,7 +1,7 @@
 """The input stage: a batch of uint8 canvases to what SAM's image encoder takes, in one function."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -28,6 +28,8 @@ Levels = UInt8[Array, "H W 3"] | Float[Array, "H W 3"]
 Stage = Callable[..., Float32[Array, "B S S 3"]]
 
 
+# The same function for the same look, so that what was compiled with it is found again.
+@cache
 def make_stage(look: Look, *, side: int) -> Stage:
     """A pure function from `(images, sizes, fusion=None)` to the model's input, for use in `jit`.
 
