@@ -1,5 +1,6 @@
 """SAM: encode images once, decode as many prompts as wanted."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -73,6 +74,7 @@ class Sam(nn.Module):
         return SamOutput(logits, iou)
 
 
+@partial(jax.jit, static_argnames="model")
 def init(model: Sam, key: Array) -> dict:
     """Fresh variables `{"params": ..., "constants": ...}`, randomly initialised."""
     c = model.config
@@ -85,4 +87,4 @@ def init(model: Sam, key: Array) -> dict:
         has_mask=jnp.zeros((1, 1), bool),
         valid=jnp.ones((1, 1), bool),
     )
-    return jax.jit(model.init)(key, image, prompts)
+    return model.init(key, image, prompts)
