@@ -1,5 +1,6 @@
 """Which images a run may be scored on: those of patients that it was not fitted on."""
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,10 +32,9 @@ def find_sets(asked: sources.Sets, fitted: Sequence[sources.Sets]) -> sources.Se
       ValueError: Sets that share pictures with a run's, or a run's own ones beside others.
     """
     held = [sources.among(asked, sets) for sets in fitted]
-    for sets, own in zip(fitted, held, strict=True):
-        for name, _ in () if own else asked.values():
-            for other, _ in sets.values():
-                sources.check_apart(other, name)
+    for sets in fitted:
+        for (name, _), (other, _) in itertools.product(asked.values(), sets.values()):
+            sources.check_apart(other, name)
     return next(filter(None, held), asked)
 
 

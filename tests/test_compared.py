@@ -306,6 +306,33 @@ def test_an_image_is_scored_if_every_model_may_be_under_each_of_its_seeds():
     assert compared.common_images([cross, seeds], served) == frozenset("bcde")
 
 
+# Weights.
+
+
+def test_a_model_is_loaded_once_for_own_and_exchanged_images_and_only_the_last_is_kept(monkeypatch):
+    loaded = []
+
+    def load(wanted, one, fit, scored):
+        loaded.append((one.folder.name, len(fit), len(scored)))
+        return compared.Ready(None, (), frozenset(), None)
+
+    monkeypatch.setattr(compared, "_load", load)
+    load = compared.make_load(compared.Wanted(EvalConfig(), frozenset(), False, None))
+    sources = [source("a", "p"), source("z", "q")]
+    swap = compared.swap_partners(sources, seed=0)
+    options = {"patients": frozenset("pq"), "fit": sources[:1], "seed": 0}
+    methods = [
+        compared.make_method(member(name), load, **options, **more)
+        for name in ("f0", "f1")
+        for more in ({}, {"swap": swap})
+    ]
+    assert [method.label for method in methods] == ["m", "m, another patient's image"] * 2
+    assert loaded == []
+    for method in (*methods, methods[0]):
+        method.open(sources)
+    assert loaded == [("f0", 1, 2), ("f1", 1, 2), ("f0", 1, 2)]
+
+
 # Regions.
 
 

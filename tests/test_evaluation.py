@@ -14,7 +14,7 @@ import pytest
 import eval as eval_front
 import train as train_front
 from data.outlines import outlines
-from data.records import load
+from data.records import Record, load
 from data.rsna import read_rsna
 from data.synthetic import generate
 from pp_jax.eval_config import EvalConfig
@@ -23,6 +23,7 @@ from pp_jax.evaluate import report as reporting
 from pp_jax.evaluate.controls import fit_atlas, mean_shape
 from pp_jax.evaluate.methods import METHODS, Told
 from pp_jax.evaluate.metrics import dice
+from pp_jax.evaluate.protocols import parse_protocols
 from pp_jax.finetune import compared, runs
 from tests.fronts import assert_refused, finish, flags, front, start, table
 
@@ -164,9 +165,9 @@ def test_the_mean_shape_is_that_of_the_training_part(report, run, data):
 
 
 def test_killed_in_the_middle_and_started_again_it_gives_the_same_files(
-    report, several, compiled, tmp_path
+    report, several, compiled, tmp_path, monkeypatch
 ):
-    out = tmp_path / "killed"
+    out, kept = tmp_path / "killed", []
     book = tmp_path / "killed.partial" / "journal.jsonl"
     process = start(compiled, *several, "--out", out, name="eval.py")
     while process.poll() is None and not (book.is_file() and book.read_text().count("\n") > 2):
@@ -178,8 +179,13 @@ def test_killed_in_the_middle_and_started_again_it_gives_the_same_files(
     done = held.count(b"\n")
     settings = json.loads((book.parent / "settings.json").read_text())
     assert settings["primary"] == {"metric": "dice", "protocol": "box"}
+    close = eval_front.journal.close
+    monkeypatch.setattr(
+        eval_front.journal, "close", lambda book: close(kept.append(book.path.read_bytes()) or book)
+    )
     ended = front("eval.py", *several, "--out", out)
     assert ended.code == 0, ended.err
+    assert kept[0].startswith(held[: held.rindex(b"\n") + 1])  # Nothing is scored again.
     assert 2 < done < len(rows_of(report[0], protocol="none", choice="model"))
     for name in ("results.csv", "images.csv", "table.md", "prompts.json", "settings.json"):
         assert (out / name).read_bytes() == (report[0] / name).read_bytes(), name
@@ -334,6 +340,20 @@ def opened_records(run: Path, *, data_dir: Path, part: str = "test"):
     entries, _ = compared.line_up([Told("r", (str(run),), {}, ())], settings, twins=False)
     everything, served = eval_front.open_records(settings, entries)
     return everything, served[run]
+
+
+def test_a_limit_counts_patients_who_can_be_scored():
+    """Those without a box are not, where there is nothing to mark."""
+    everything = [
+        Record(name, name, Path(name), ((0, 0, 9, 9),) * n, Path(name), "mask", "")
+        for n, name in zip((0, 1, 0, 1, 1), "abcde", strict=True)
+    ]
+    for prompt, wanted in (("point", "bd"), ("point,none", "ab"), ("none", "ab")):
+        settings = EvalConfig(prompt=prompt, limit=2)
+        protocols = parse_protocols(prompt)
+        allowed = frozenset("abcde")
+        chosen, _ = eval_front.choose(everything, protocols, settings, allowed=allowed)
+        assert "".join(record.id for record in chosen) == wanted
 
 
 # Mistakes.
