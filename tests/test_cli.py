@@ -178,6 +178,22 @@ def test_a_fresh_folder_is_empty_and_beside_an_older_output(tmp_path: Path) -> N
     assert cli.fresh_folder(out, ours="summary.json") == fresh
 
 
+def test_a_begun_folder_is_gone_on_with_and_takes_the_place_of_an_older_output(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "report"
+    out.mkdir()
+    for name in ("report.html", "old.png"):
+        (out / name).write_text("old")
+    partial = cli.partial_folder(out, ours="report.html")
+    partial.mkdir()
+    (partial / "report.html").write_text("new")
+    assert cli.partial_folder(out, ours="report.html") == partial
+    cli.put_folder(partial, out)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"report.html": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["report"]
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "thesis"
