@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -254,7 +255,10 @@ def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
 def common_images(
     entries: Sequence[Entry], served: Mapping[Path, frozenset[str]]
 ) -> frozenset[str]:
-    """The images that every model may be scored on under each of its seeds."""
+    """The images that every model may be scored on under each of its seeds.
+
+    A warning says where they are fewer than one alone might be scored on.
+    """
     allowed = []
     for entry in entries:
         of_seed: dict[str, frozenset[str]] = {}
@@ -262,7 +266,15 @@ def common_images(
             held = of_seed.get(member.seed, frozenset())
             of_seed[member.seed] = held | served[member.folder]
         allowed += of_seed.values()
-    return frozenset.intersection(*allowed)
+    common, fewest = frozenset.intersection(*allowed), min(map(len, allowed))
+    if len(common) < fewest:
+        warnings.warn(
+            f"{len(common)} images may be scored by all runs, {fewest} or more by each alone: a "
+            "training with another --seed tests other patients; train what is to be compared with "
+            "one --seed, with --folds or with --train-on",
+            stacklevel=2,
+        )
+    return common
 
 
 class Wanted(NamedTuple):
