@@ -393,3 +393,20 @@ def test_anothers_image_is_stretched_to_the_size_of_the_own():
     here, other = source("a", "p", (4, 6)).read(), source("z", "q", (9, 5))
     shown = compared._other_image({("d", "a"): other}, here)
     np.testing.assert_array_equal(shown, np.full((4, 6, 3), ord("z"), np.uint8))
+
+
+def test_a_run_that_goes_on_from_random_numbers_says_so_however_many_runs_lie_between(tmp_path):
+    weights = write_weights(tmp_path / "weights")
+    first = write_run(tmp_path / "first")
+    second = write_run(tmp_path / "second", checkpoint=str(first))
+    third = write_run(tmp_path / "third", checkpoint=str(second))
+    tuned = write_run(tmp_path / "tuned", checkpoint=str(weights))
+    entries, _ = line_up(first, second, third, tuned, weights, twins=False)
+    told = {one["label"]: one["from_random"] for one in compared.facts(entries, swapped=False)}
+    assert told == {
+        "first": True,
+        "second": True,
+        "third": True,
+        "tuned": False,
+        "weights": False,
+    }

@@ -457,7 +457,15 @@ def _facts(entry: Entry, member: Member) -> dict[str, Any]:
         "trained_on": run.data if run else None,
         "trained_under": run.prompt if run else None,
         "training_seed": run.seed if run else None,
-        "from_random": run is not None and not run.checkpoint,
+        "from_random": run is not None and _from_random(run),
         "look": dataclasses.asdict(member.look),
         "refine": list(member.refine),
     }
+
+
+def _from_random(run: TrainConfig) -> bool:
+    """Whether the first of the runs that it goes on from began with random numbers."""
+    begun = Path(run.checkpoint)
+    if run.checkpoint and (begun / runs.CONFIG).is_file():
+        return _from_random(runs.read_config(begun))
+    return not run.checkpoint
