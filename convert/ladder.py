@@ -150,16 +150,19 @@ def our_stages(
     config: SamConfig, variables: Mapping[str, Any], image: Float[np.ndarray, "B S S 3"]
 ) -> dict[str, np.ndarray]:
     """The output of each stage of our encoder."""
-    names = stage_names(config)
+    return jax.device_get(_our_stages(config, variables, image))
 
-    @jax.jit
-    def run(variables: Mapping[str, Any], image: jax.Array) -> dict:
-        _, kept = Sam(config).apply(
-            variables, image, method="encode", capture_intermediates=True, mutable="intermediates"
-        )
-        return {name: kept["intermediates"]["image_encoder"][name]["__call__"][0] for name in names}
 
-    return jax.tree.map(np.asarray, run(variables, image))
+# One program for all checkpoints of a variant.
+@functools.partial(jax.jit, static_argnames="config")
+def _our_stages(
+    config: SamConfig, variables: Mapping[str, Any], image: Float[jax.Array, "B S S 3"]
+) -> dict[str, jax.Array]:
+    _, kept = Sam(config).apply(
+        variables, image, method="encode", capture_intermediates=True, mutable="intermediates"
+    )
+    encoder = kept["intermediates"]["image_encoder"]
+    return {name: encoder[name]["__call__"][0] for name in stage_names(config)}
 
 
 def official_stages(
@@ -194,10 +197,6 @@ def climb(
     for name, want in official.items():
         yield _rung(f"image_encoder/{name}", ours[name], want)
 
-    apply = functools.partial(Sam(config).apply, variables)
-    position = apply(method=lambda sam: sam.prompt_encoder.dense_position())
-    wanted = model.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
-    yield _rung("prompt_encoder/dense_position", position, wanted.numpy())
     yield from _prompted(config, variables, model, official["neck_3"], size[0], image.shape[:2])
 
 
@@ -212,36 +211,51 @@ def _prompted(
     """The rungs from the embedding on, for each type of prompt."""
     which = cases(config.image_size)
     prompts = to_prompts(which, batch=1, mask_side=config.mask_side)
-    sam = Sam(config)
-
-    @jax.jit
-    def decode(variables: Mapping[str, Any], embedding: jax.Array) -> tuple[Any, SamOutput]:
-        encoded = sam.apply(variables, prompts, method=lambda m, p: m.prompt_encoder(p))
-        return encoded, sam.apply(variables, embedding, prompts, method="decode")
-
-    (sparse, dense), output = decode(variables, embedding)
+    labels = np.asarray(prompts.labels)
+    position, (sparse, dense), output = jax.device_get(
+        _decode(config, variables, embedding, prompts)
+    )
+    wanted = model.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0)
+    yield _rung("prompt_encoder/dense_position", position, wanted.numpy())
     for n, case in enumerate(which):
         features = channels_first(embedding)[0]
         want = official_answer(model, features, case, mask_side=config.mask_side)
-        used = np.asarray(prompts.labels[0, n]) != NEUTRAL
+        used = labels[0, n] != NEUTRAL
         if used.any():
-            found = np.asarray(sparse[0, n])[used]
+            found = sparse[0, n][used]
             yield _rung(f"prompt_encoder/sparse ({case.name})", found, want.sparse)
         yield _rung(f"prompt_encoder/dense ({case.name})", dense[0, n], want.dense)
         yield _rung(f"mask_decoder/logits ({case.name})", output.logits[0, n], want.logits)
         yield _rung(f"mask_decoder/iou ({case.name})", output.iou[0, n], want.iou, unit=1.0)
-        up = geometry.postprocess_masks(
-            output.logits[0, n],
-            side=config.image_size,
-            size=jnp.asarray(size),
-            original=jnp.asarray(original),
-            canvas=original,
-        )
+        up = _upscale(output.logits[0, n], size, side=config.image_size, original=original)
         theirs = model.postprocess_masks(
             torch.from_numpy(want.logits)[None], tuple(size.tolist()), original
         )[0]
         odd = float(((np.asarray(up) > 0) != (theirs.numpy() > 0)).mean())
         yield Rung(f"masks, share of other pixels ({case.name})", odd, odd, PIXELS)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _decode(
+    config: SamConfig,
+    variables: Mapping[str, Any],
+    embedding: Float[jax.Array, "B h w D"],
+    prompts: Prompts,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array], SamOutput]:
+    """The positions, the encoded prompts, and the masks."""
+    sam = Sam(config)
+    position = sam.apply(variables, method=lambda m: m.prompt_encoder.dense_position())
+    encoded = sam.apply(variables, prompts, method=lambda m, p: m.prompt_encoder(p))
+    return position, encoded, sam.apply(variables, embedding, prompts, method="decode")
+
+
+@functools.partial(jax.jit, static_argnames=("side", "original"))
+def _upscale(
+    logits: Float[jax.Array, "M h w"], size: np.ndarray, *, side: int, original: tuple[int, int]
+) -> Float[jax.Array, "M H W"]:
+    return geometry.postprocess_masks(
+        logits, side=side, size=size, original=jnp.array(original), canvas=original
+    )
 
 
 def _rung(

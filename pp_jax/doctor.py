@@ -9,6 +9,7 @@ import importlib.util
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import MappingProxyType
@@ -185,15 +186,20 @@ def explain(
         theirs = np.moveaxis(theirs, 0, -1)
     if theirs.shape != shape:
         raise ValueError(f"{path}: an array of {theirs.shape}; {variant} embeds to {shape}")
-    encode = jax.jit(lambda v, x: Sam(config).apply(v, x[None], method="encode")[0])
     distances = {}
     for name, preprocess in MISTAKES.items():
-        ours = np.asarray(encode(variables, preprocess(image, config.image_size)), np.float64)
+        pixels = preprocess(image, config.image_size)
+        ours = np.asarray(_encode(Sam(config), variables, pixels), np.float64)
         distances[name] = float(np.sqrt(np.mean((ours - theirs) ** 2)) / ours.std())
     return dict(sorted(distances.items(), key=lambda pair: pair[1]))
 
 
 Pixels = Float[np.ndarray, "S S 3"]
+
+
+@partial(jax.jit, static_argnames="model")
+def _encode(model: Sam, variables: Mapping[str, Any], image: Pixels) -> Float[jax.Array, "h w D"]:
+    return model.apply(variables, image[None], method="encode")[0]
 
 
 def _right(image: np.ndarray, side: int) -> Pixels:

@@ -4,6 +4,11 @@ import importlib.util
 import os
 from pathlib import Path
 
+# With a worker on each core, torch's threads would only wait for one another, busily. Torch reads
+# this when it is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jax
 import pytest
 

@@ -12,6 +12,8 @@ from pp_jax import checkpoints, doctor
 from pp_jax.sam import VARIANTS, Sam
 from tests import official
 
+encode = jax.jit(lambda v, x: Sam(VARIANTS["tiny"]).apply(v, x, method="encode"))
+
 
 @pytest.fixture(scope="module")
 def variables() -> dict:
@@ -49,7 +51,6 @@ def test_an_embedding_made_with_a_mistake_is_traced_to_it(
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (70, 40, 3), np.uint8)
     pixels = doctor.MISTAKES[mistake](image, 256)
-    encode = jax.jit(lambda v, x: Sam(VARIANTS["tiny"]).apply(v, x, method="encode"))
     embedding = np.asarray(encode(variables, pixels[None]))
     np.save(tmp_path / "theirs.npy", np.moveaxis(embedding, -1, 1))
     found = doctor.explain("tiny", variables, image, tmp_path / "theirs.npy")

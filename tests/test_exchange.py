@@ -17,10 +17,11 @@ from convert import download, hugging_face
 from convert.ladder import climb
 from convert.official import read_state_dict, to_state_dict, to_variables
 from convert.reference import with_state
-from pp_jax import checkpoints
+from pp_jax import checkpoints, tree
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 from tests import official
+from tests.predict_world import drawn
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +51,11 @@ def test_there_and_back_is_bit_exact_and_the_official_package_loads_it_strictly(
 
 
 def test_the_official_package_gives_our_answers_with_exported_weights() -> None:
-    """Weights that were never torch's: fresh ones, with noise so that every tensor matters."""
-    config = VARIANTS["tiny"]
-    variables = init(Sam(config), jax.random.key(2))
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(3), len(leaves))
-    noisy = [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    variables = jax.tree.unflatten(tree, noisy)
+    """Weights that were never torch's, random so that every tensor matters."""
+    config, rng = VARIANTS["tiny"], np.random.default_rng(2)
+    shapes = jax.eval_shape(lambda key: init(Sam(config), key), jax.random.key(0))
+    leaves = tree.flatten(shapes).items()
+    variables = tree.unflatten({path: drawn(path, x.shape, rng) for path, x in leaves})
     model = with_state(config, to_state_dict(variables))
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     assert all(rung.holds for rung in climb(config, variables, model, image))

@@ -61,6 +61,14 @@ def weights(variant: str) -> Weights:
     return Weights(model, to_variables(state, variant=variant, source="random"))
 
 
+@functools.cache
+def our_answer(variant: str) -> Callable[..., SamOutput]:
+    """The whole of our SAM, compiled once for all tests."""
+    return jax.jit(
+        lambda variables, image, prompts: Sam(VARIANTS[variant]).apply(variables, image, prompts)
+    )
+
+
 def pixels(variant: str, *, batch: int) -> np.ndarray:
     side = VARIANTS[variant].image_size
     return np.random.default_rng(1).normal(size=(batch, side, side, 3)).astype(np.float32)
@@ -119,9 +127,8 @@ def test_prompt_encoder_equals_for_every_prompt_type(decoded: tuple) -> None:
     variant, which, _, want = decoded
     config = VARIANTS[variant]
     prompts = to_prompts(which, batch=1, mask_side=config.mask_side)
-    sparse, dense = Sam(config).apply(
-        weights(variant).variables, prompts, method=lambda sam, p: sam.prompt_encoder(p)
-    )
+    encode = jax.jit(lambda v, p: Sam(config).apply(v, p, method=lambda m, p: m.prompt_encoder(p)))
+    sparse, dense = jax.device_get(encode(weights(variant).variables, prompts))
     for n, case in enumerate(which):
         expected = want[0][n]
         used = np.asarray(prompts.labels[0, n]) != NEUTRAL
@@ -136,9 +143,8 @@ def test_prompt_encoder_equals_for_every_prompt_type(decoded: tuple) -> None:
 @pytest.mark.parametrize("variant", ["tiny", "vit_b"])
 def test_dense_position_equals(variant: str) -> None:
     model, variables = weights(variant)
-    got = Sam(VARIANTS[variant]).apply(
-        variables, method=lambda sam: sam.prompt_encoder.dense_position()
-    )
+    positions = lambda sam: sam.prompt_encoder.dense_position()  # noqa: E731
+    got = jax.jit(functools.partial(Sam(VARIANTS[variant]).apply, method=positions))(variables)
     with torch.no_grad():
         want = model.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(got, want, atol=1e-5)
@@ -162,15 +168,11 @@ def test_upscaled_masks_equal(decoded: tuple) -> None:
     side = VARIANTS[variant].image_size
     size, original = (side, side * 3 // 4), (side + 87, (side + 87) * 3 // 4)
     model = weights(variant).torch
+    place = {"size": jnp.array(size), "original": jnp.array(original), "canvas": original}
+    upscale = jax.jit(functools.partial(postprocess_masks, side=side, **place))
     for n, (_, _, logits, _) in enumerate(want[0]):
         theirs = model.postprocess_masks(torch.from_numpy(logits)[None], size, original)[0] > 0
-        mine = postprocess_masks(
-            got.logits[0, n],
-            side=side,
-            size=jnp.array(size),
-            original=jnp.array(original),
-            canvas=original,
-        )
+        mine = upscale(got.logits[0, n])
         equal = ((np.asarray(mine) > 0) == theirs.numpy()).mean()
         assert equal >= EQUAL_PIXELS, f"{which[n].name}: {equal:.6f} of pixels equal"
 
@@ -180,7 +182,7 @@ def test_image_to_masks_equals(variant: str) -> None:
     config, (model, variables) = VARIANTS[variant], weights(variant)
     image, which = pixels(variant, batch=1), cases(config.image_size)
     prompts = to_prompts(which, batch=1, mask_side=config.mask_side)
-    got = jax.jit(Sam(config).apply)(variables, image, prompts)
+    got = our_answer(variant)(variables, image, prompts)
     with torch.no_grad():
         embedding = model.image_encoder(channels_first(image))[0]
     for n, case in enumerate(which):
@@ -225,7 +227,7 @@ def test_every_tensor_moves_the_output_by_a_hundred_tolerances() -> None:
     config = VARIANTS["tiny"]
     image = pixels("tiny", batch=1)
     prompts = to_prompts(cases(config.image_size), batch=1, mask_side=config.mask_side)
-    run = jax.jit(lambda v: Sam(config).apply(v, image, prompts))
+    run = functools.partial(our_answer("tiny"), image=image, prompts=prompts)
     assert not idle_tensors(weights("tiny").variables, "", run, masks_moved)
 
 

@@ -289,10 +289,10 @@ def test_four_devices_train_as_one(four_devices):
 def test_padding_does_not_blow_up_the_first_gradient_of_random_weights():
     """A LayerNorm of equal numbers, such as an image's black border makes, has a huge slope."""
     model = Sam(VARIANTS["tiny"])
-    variables = init(model, KEY)
+    variables = jax.jit(lambda key: init(model, key), compiler_options=COMPILER)(KEY)
     whole = jax.random.normal(KEY, (1, 256, 256, 3))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=COMPILER)
     def slope(image):
         def power(params):
             return (model.apply(variables | {"params": params}, image, method="encode") ** 2).mean()
