@@ -143,8 +143,10 @@ def test_prompt_encoder_equals_for_every_prompt_type(decoded: tuple) -> None:
 @pytest.mark.parametrize("variant", ["tiny", "vit_b"])
 def test_dense_position_equals(variant: str) -> None:
     model, variables = weights(variant)
-    positions = lambda sam: sam.prompt_encoder.dense_position()  # noqa: E731
-    got = jax.jit(functools.partial(Sam(VARIANTS[variant]).apply, method=positions))(variables)
+    sam = Sam(VARIANTS[variant])
+    got = jax.jit(lambda v: sam.apply(v, method=lambda m: m.prompt_encoder.dense_position()))(
+        variables
+    )
     with torch.no_grad():
         want = model.prompt_encoder.get_dense_pe()[0].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(got, want, atol=1e-5)
