@@ -1,6 +1,7 @@
 """One optimizer step, on a SAM of the smallest sizes: its graph is that of the large ones."""
 
 import functools
+import hashlib
 import json
 import os
 import subprocess
@@ -20,10 +21,10 @@ from pp_jax.finetune.step import State, make_step, make_terms
 from pp_jax.finetune.trainable import POLICIES
 from pp_jax.preprocess.augment import augment, make_chain
 from pp_jax.preprocess.stage import initial_fusion, make_stage
-from pp_jax.prompts import SAMPLERS, Purpose, example_keys
+from pp_jax.prompts import SAMPLERS, Purpose, example_keys, sample_prompts
 from pp_jax.sam import VARIANTS, Sam, SamConfig
 from pp_jax.sam.model import init
-from pp_jax.types import Batch
+from pp_jax.types import Batch, Prompts
 
 SIDE = 256  # The smallest there is.
 SMALL = SamConfig(
@@ -146,9 +147,27 @@ def losses_on(count: int, prompt: str, *, steps: int) -> list[float]:
     return losses
 
 
+def prompts_on(count: int) -> dict[str, str]:
+    """A digest of what each sampler draws for a batch that is shared out over `count` devices."""
+
+    def draw(batch: Batch, positions: jax.Array) -> dict[str, Prompts]:
+        keys = example_keys(KEY, purpose=Purpose.TRAIN_PROMPT, step=5, positions=positions)
+        given = batch._asdict()
+        marks = {name: given[name] for name in ("targets", "boxes", "valid", "size")}
+        return {name: sample_prompts(name, keys, side=SIDE, **marks) for name in SAMPLERS}
+
+    mesh = sharding.make_mesh(jax.devices()[:count])
+    drawn = jax.jit(draw)(*sharding.place_batch((disks(), np.arange(4)), mesh))
+    return {
+        name: hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in prompts)).hexdigest()
+        for name, prompts in drawn.items()
+    }
+
+
 def report_four_devices() -> None:
     jax.config.update("jax_default_matmul_precision", "highest")
-    print(json.dumps({prompt: losses_on(4, prompt, steps=3) for prompt in SAMPLERS}))
+    losses = {prompt: losses_on(4, prompt, steps=3) for prompt in ("box", "point")}
+    print(json.dumps({"losses": losses, "prompts": prompts_on(4)}))
 
 
 @pytest.fixture(scope="module")
@@ -279,9 +298,9 @@ def test_a_batch_without_a_prompt_moves_nothing_but_by_decay():
 def test_four_devices_train_as_one(four_devices):
     out, errors = four_devices.communicate()
     assert four_devices.returncode == 0, errors
-    reports = json.loads(out)
-    assert reports.keys() == SAMPLERS.keys()
-    for prompt, losses in reports.items():
+    report = json.loads(out)
+    assert report["prompts"] == prompts_on(1)  # Of all samplers, bit for bit.
+    for prompt, losses in report["losses"].items():
         want = losses_on(1, prompt, steps=3)
         np.testing.assert_allclose(losses, want, rtol=1e-5, err_msg=prompt)
 
