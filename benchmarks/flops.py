@@ -1,0 +1,68 @@
+"""Operations that the model needs: a product and its sum are two.
+
+Only products count: no softmax, norm or activation. What a program computes again, or in vain (the
+padding of windows, the gradient of a frozen weight), does not count: a program that avoids it is
+not the slower one for it.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from pp_jax.sam.config import SamConfig
+
+
+def encoder_flops(config: SamConfig, batch: int = 1) -> int:
+    """Of the embeddings of `batch` images."""
+    c, tokens = config, config.grid**2
+    patches = 2 * tokens * c.embed_dim * 3 * c.patch_size**2
+    neck = 2 * tokens * (c.embed_dim * c.out_dim + 9 * c.out_dim**2)
+    # qkv and proj, then the two layers of the MLP.
+    dense = 2 * tokens * c.embed_dim**2 * (4 + 2 * c.mlp_ratio)
+    blocks = sum(dense + _attention(c, i in c.global_blocks) for i in range(c.depth))
+    return batch * (patches + blocks + neck)
+
+
+def _attention(c: SamConfig, whole: bool) -> int:
+    """Scores, sums of values, and relative terms of both axes, of all heads together."""
+    side = c.grid if whole else c.window_size
+    return 2 * c.grid**2 * c.embed_dim * (2 * side**2 + 2 * side)
+
+
+def decoder_flops(config: SamConfig, prompts: int, points: int) -> int:
+    """Of all masks of `prompts` prompts on one image, each of `points` points and no mask.
+
+    As the official decoder computes, which does all work for each prompt. The point that is added
+    to prompts without a box counts as one; a box is two.
+    """
+    c, places = config, config.grid**2
+    D, half, masks = c.out_dim, c.out_dim // 2, c.multimask_outputs + 1
+    tokens = 1 + masks + points
+    cross = 4 * (tokens + places) * D * half + 4 * tokens * places * half  # Either way.
+    itself = 8 * tokens * D**2 + 4 * tokens**2 * D
+    mlp = 4 * tokens * D * c.decoder_mlp_dim
+    transformer = c.decoder_depth * (itself + mlp + 2 * cross) + cross
+    finer = 2 * places * D**2 + 2 * 4 * places * (D // 4) * (D // 2)
+    heads = 2 * masks * (2 * D**2 + D * D // 8) + 2 * (2 * D**2 + D * masks)
+    product = 2 * masks * 16 * places * (D // 8)
+    return prompts * (transformer + finer + heads + product)
+
+
+def product_flops(config: SamConfig, *, batch: int, products: int) -> int:
+    """Of `products` products of the sizes of an MLP layer: tokens x D by D x 4D, or back."""
+    return products * 2 * batch * config.grid**2 * config.mlp_ratio * config.embed_dim**2
+
+
+def training_flops(config: SamConfig, policy: str, batch: int) -> int:
+    """Of one step on `batch` images with a box on each; a trained part costs three forward passes.
+
+    Raises:
+      ValueError: The policy has no row in `PASSES`.
+    """
+    if policy not in PASSES:
+        raise ValueError(f"no count for policy {policy}; there are {', '.join(PASSES)}")
+    encoder, decoder = PASSES[policy]
+    return encoder * encoder_flops(config, batch) + decoder * batch * decoder_flops(config, 1, 2)
+
+
+# Forward passes that the encoder and the decoder count for.
+PASSES: Mapping[str, tuple[int, int]] = MappingProxyType({"decoder": (1, 3), "full": (3, 3)})
