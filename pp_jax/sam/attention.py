@@ -1,4 +1,11 @@
-"""Attention of the image encoder: whole-grid or windowed, with decomposed relative positions."""
+"""Attention of the image encoder: whole-grid or windowed, with decomposed relative positions.
+
+One formula, and a program for each kind of device: the rows of `ATTENTIONS`. But for `plain`, none
+ever writes down all scores of all heads.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +14,8 @@ from jaxtyping import Array, Float
 
 from pp_jax.sam.interpolate import resize_offsets
 
-_CHUNK = 256  # Queries at a time in global attention: bounds memory by heads x 256 x tokens.
+_QUERIES = 256  # At a time: their scores with 4096 keys are 4 MiB, which a CPU's cache holds.
+_MULTIPLE = 8  # cuDNN's widths per head.
 
 
 def relative_positions(table: Float[Array, "R d"], *, side: int) -> Float[Array, "q k d"]:
@@ -30,38 +38,103 @@ def attend(
 
     The softmax runs in float32 whatever the inputs are.
     """
-    h, w = vertical.shape[-1], horizontal.shape[-1]
-    scores = jnp.einsum(
-        "BLKd,BTKd->BKLT", query, key, preferred_element_type=jnp.float32
-    )  # B K L T
-    bias = vertical[..., :, None] + horizontal[..., None, :]  # B L K h w
-    bias = bias.reshape(*bias.shape[:3], h * w).transpose(0, 2, 1, 3)  # B K L T
-    weights = jax.nn.softmax(scores + bias.astype(jnp.float32), axis=-1).astype(value.dtype)
-    return jnp.einsum("BKLT,BTKd->BLKd", weights, value)
+    return _map_heads(_attend_all, (query, key, value, vertical, horizontal), at_once=True)
 
 
-def attend_in_chunks(
+def attend_in_rows(
     query: Float[Array, "B L K d"],
     key: Float[Array, "B T K d"],
     value: Float[Array, "B T K d"],
     vertical: Float[Array, "B L K h"],
     horizontal: Float[Array, "B L K w"],
 ) -> Float[Array, "B L K d"]:
-    """`attend`, a few queries at a time: the scores `B K L T` never exist at once."""
-    chunks = query.shape[1] // _CHUNK
-    if chunks <= 1 or query.shape[1] % _CHUNK:
-        return attend(query, key, value, vertical, horizontal)
+    """`attend`, a few rows of the grid at a time, all heads at once."""
+    return _map_heads(_attend_some, (query, key, value, vertical, horizontal), at_once=True)
 
-    def split(x: Array) -> Array:
-        return x.reshape(x.shape[0], chunks, _CHUNK, *x.shape[2:]).swapaxes(0, 1)
 
-    @jax.checkpoint  # Backward recomputes a chunk's scores instead of keeping those of all.
-    def body(parts: tuple[Array, Array, Array]) -> Array:
-        part, rows, columns = parts
-        return attend(part, key, value, rows, columns)
+def attend_by_head(
+    query: Float[Array, "B L K d"],
+    key: Float[Array, "B T K d"],
+    value: Float[Array, "B T K d"],
+    vertical: Float[Array, "B L K h"],
+    horizontal: Float[Array, "B L K w"],
+) -> Float[Array, "B L K d"]:
+    """`attend`, a few rows of the grid and one head at a time: the scores stay in a CPU's cache."""
+    return _map_heads(_attend_some, (query, key, value, vertical, horizontal), at_once=False)
 
-    out = jax.lax.map(body, (split(query), split(vertical), split(horizontal)))
-    return out.swapaxes(0, 1).reshape(query.shape)
+
+def attend_folded(
+    query: Float[Array, "B L K d"],
+    key: Float[Array, "B T K d"],
+    value: Float[Array, "B T K d"],
+    vertical: Float[Array, "B L K h"],
+    horizontal: Float[Array, "B L K w"],
+    *,
+    implementation: str = "cudnn",
+) -> Float[Array, "B L K d"]:
+    """`attend` by `jax.nn.dot_product_attention`: the bias becomes a part of queries and keys.
+
+    A query is widened by its biases, a key by a one for its row and one for its column: their
+    product is the sum that is wanted, and no kernel needs to know of positions.
+
+    Raises:
+      NotImplementedError: From cuDNN, where it has no kernel for such widths; see `fits_cudnn`.
+    """
+    d, h, w = query.shape[-1], vertical.shape[-1], horizontal.shape[-1]
+    width = folded_width(d, h, w)
+    rows = jnp.repeat(jnp.eye(h, dtype=key.dtype), w, axis=0)
+    place = jnp.concatenate([rows, jnp.tile(jnp.eye(w, dtype=key.dtype), (h, 1))], axis=-1)  # T h+w
+    place = jnp.broadcast_to(place[:, None], (*key.shape[:-1], h + w))
+
+    def widen(*parts: Array) -> Array:
+        x = jnp.concatenate(parts, axis=-1)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
+
+    out = jax.nn.dot_product_attention(
+        widen(query, vertical.astype(query.dtype), horizontal.astype(query.dtype)),
+        widen(key, place),
+        widen(value),
+        scale=1.0,
+        implementation=implementation,
+    )
+    return out[..., :d]
+
+
+def folded_width(d: int, h: int, w: int) -> int:
+    """The width per head of `attend_folded`, for heads `d` wide and a grid of `h` x `w` keys."""
+    return -(-(d + h + w) // _MULTIPLE) * _MULTIPLE
+
+
+def fits_cudnn(width: int, dtype: jnp.dtype, *, capability: float) -> bool:
+    """Whether cuDNN's flash attention takes heads of this width on a GPU of this capability.
+
+    Source: `check_is_flash_attention` in jax's `cudnn/fused_attention_stablehlo.py`.
+    """
+    widest = 256 if capability >= 9 else 128
+    return capability >= 8 and dtype in (jnp.bfloat16, jnp.float16) and width <= widest
+
+
+def choose_attention(name: str, *, width: int, dtype: jnp.dtype) -> Callable[..., Array]:
+    """A row of `ATTENTIONS`; by `auto` the one for the device that jax computes on by default.
+
+    Args:
+      name: `auto` or a row's.
+      width: Of the folded heads, `folded_width`.
+      dtype: That attention computes in.
+
+    Raises:
+      ValueError: There is no such row.
+    """
+    if name != "auto":
+        if name not in ATTENTIONS:
+            raise ValueError(f"unknown attention {name!r}: choose auto, {', '.join(ATTENTIONS)}")
+        return ATTENTIONS[name]
+    chosen = jax.config.jax_default_device or jax.devices()[0]
+    device = jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+    if device.platform == "cpu":
+        return ATTENTIONS["chunked"]
+    capability = float(getattr(device, "compute_capability", None) or 0)  # None but on NVIDIA's.
+    return ATTENTIONS["cudnn" if fits_cudnn(width, dtype, capability=capability) else "rows"]
 
 
 class Attention(nn.Module):
@@ -73,6 +146,7 @@ class Attention(nn.Module):
     num_heads: int
     table_side: int  # Side of the grid that the relative positions were trained on.
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"  # A row of ATTENTIONS.
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
@@ -91,7 +165,8 @@ class Attention(nn.Module):
         on_grid = query.reshape(B, h, w, self.num_heads, d)
         vertical = jnp.einsum("BhwKd,hkd->BhwKk", on_grid, rows)
         horizontal = jnp.einsum("BhwKd,wkd->BhwKk", on_grid, columns)
-        out = attend_in_chunks(
+        run = choose_attention(self.attention, width=folded_width(d, h, w), dtype=self.dtype)
+        out = run(
             query * d**-0.5,
             key,
             value,
@@ -100,3 +175,72 @@ class Attention(nn.Module):
         )
         out = nn.DenseGeneral(D, axis=(-2, -1), dtype=self.dtype, name="proj")(out)
         return out.reshape(B, h, w, D)
+
+
+Parts = tuple[Array, Array, Array, Array, Array]  # Query, key, value, vertical, horizontal.
+
+
+def _map_heads(run: Callable[[Parts], Array], parts: Parts, *, at_once: bool) -> Array:
+    """`run` over heads, whose axis is brought before the positions: a batch of plain products.
+
+    XLA's CPU executes a product whose batch axis lies between the others five times slower.
+    """
+    if at_once:
+        return run(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)  # B K L d
+    out = jax.lax.map(run, tuple(jnp.moveaxis(x, 2, 0) for x in parts))  # K B L d
+    return jnp.moveaxis(out, 0, 2)
+
+
+def _attend_some(parts: Parts) -> Float[Array, "*n L d"]:
+    """`_attend_all`, a few rows of queries at a time."""
+    query, key, value, vertical, horizontal = parts
+    *batch, L, _ = query.shape
+    chunks = _chunks(L, row=horizontal.shape[-1])
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*batch, chunks, L // chunks, x.shape[-1]), -3, 0)
+
+    @jax.checkpoint  # Backward recomputes a chunk's scores instead of keeping those of all.
+    def one_chunk(parts: tuple[Array, Array, Array]) -> Array:
+        query, vertical, horizontal = parts
+        return _attend_all((query, key, value, vertical, horizontal))
+
+    if chunks == 1:
+        return one_chunk((query, vertical, horizontal))
+    out = jax.lax.map(one_chunk, (split(query), split(vertical), split(horizontal)))
+    return jnp.moveaxis(out, 0, -3).reshape(query.shape)
+
+
+def _chunks(length: int, *, row: int) -> int:
+    """In how many equal parts of whole rows the queries are cut: as few as `_QUERIES` allows."""
+    rows = length // row
+    fitting = (n for n in range(1, rows + 1) if rows % n == 0 and length // n <= _QUERIES)
+    return next(fitting, rows)
+
+
+def _attend_all(parts: Parts) -> Float[Array, "*n L d"]:
+    """The formula, on parts `*n L d`: only here are scores."""
+    query, key, value, vertical, horizontal = parts
+    scores = jnp.einsum("...Ld,...Td->...LT", query, key, preferred_element_type=jnp.float32)
+    bias = vertical[..., :, None] + horizontal[..., None, :]  # *n L h w
+    scores = scores + bias.reshape(scores.shape).astype(jnp.float32)
+    highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # It cancels.
+    weights = jnp.exp(scores - highest)
+    # Divided after the product: by d numbers instead of T.
+    out = jnp.einsum(
+        "...LT,...Td->...Ld",
+        weights.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    )
+    return (out / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+
+ATTENTIONS: Mapping[str, Callable[..., Array]] = MappingProxyType(
+    {
+        "plain": attend,  # The reference.
+        "chunked": attend_by_head,  # CPUs.
+        "rows": attend_in_rows,  # Accelerators without a kernel for the widths or the dtype.
+        "cudnn": attend_folded,  # NVIDIA GPUs in bfloat16.
+    }
+)

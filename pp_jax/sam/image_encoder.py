@@ -1,5 +1,6 @@
 """The image encoder: a ViT with windowed and global attention, and a convolutional neck."""
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
@@ -15,6 +16,15 @@ def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str | None = None) -> 
     Flax's default variance, E[x^2] - E[x]^2, loses three digits on SAM's activations.
     """
     return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
+def gelu(x: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """The exact GELU by `erf`, as torch computes it, in float32 whatever `x` is.
+
+    `jax.nn.gelu` takes `erfc`, which XLA's CPU computes at half the speed.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def to_windows(x: Float[Array, "B h w D"], *, side: int) -> Float[Array, "windows side side D"]:
@@ -49,7 +59,7 @@ class Mlp(nn.Module):
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
         """The transformed features."""
         hidden = nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x)
-        hidden = nn.gelu(hidden, approximate=False)
+        hidden = gelu(hidden)
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(hidden)
 
 
@@ -61,13 +71,18 @@ class Block(nn.Module):
     window_size: int
     trained_grid: int  # Side of the whole grid that the tables were trained on.
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         """The grid after attention and MLP, each with its residual."""
         B, h, w, D = x.shape
         attn = Attention(
-            self.num_heads, self.window_size or self.trained_grid, dtype=self.dtype, name="attn"
+            self.num_heads,
+            self.window_size or self.trained_grid,
+            dtype=self.dtype,
+            attention=self.attention,
+            name="attn",
         )
         y = layer_norm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
         if self.window_size:
@@ -102,6 +117,7 @@ class ImageEncoder(nn.Module):
     config: SamConfig
     dtype: jnp.dtype = jnp.float32
     remat: bool = False  # Recompute each block in the backward pass: less memory, a third slower.
+    attention: str = "auto"  # A row of ATTENTIONS.
 
     @nn.compact
     def __call__(self, image: Float[Array, "B S S C"]) -> Float[Array, "B h w D"]:
@@ -122,6 +138,7 @@ class ImageEncoder(nn.Module):
                 window,
                 c.trained_grid,
                 dtype=self.dtype,
+                attention=self.attention,
                 name=f"blocks_{i:02d}",
             )(x)
         x = nn.Conv(c.out_dim, (1, 1), use_bias=False, dtype=self.dtype, name="neck_0")(x)

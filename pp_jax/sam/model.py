@@ -42,10 +42,13 @@ class Sam(nn.Module):
     config: SamConfig
     dtype: jnp.dtype = jnp.float32  # Of the compute; parameters, logits and softmax are float32.
     remat: bool = False
+    attention: str = "auto"  # A row of ATTENTIONS, for the image encoder.
 
     def setup(self) -> None:
         """The three parts, under the official names."""
-        self.image_encoder = ImageEncoder(self.config, dtype=self.dtype, remat=self.remat)
+        self.image_encoder = ImageEncoder(
+            self.config, dtype=self.dtype, remat=self.remat, attention=self.attention
+        )
         self.prompt_encoder = PromptEncoder(self.config, dtype=self.dtype)
         self.mask_decoder = MaskDecoder(self.config, dtype=self.dtype)
 
@@ -61,7 +64,7 @@ class Sam(nn.Module):
         """All masks for images that were encoded before."""
         check(prompts)
         side = self.config.mask_side
-        if prompts.masks.shape[-2:] != (side, side):
+        if prompts.masks.shape[-2:] not in ((side, side), (0, 0)):
             raise ValueError(f"mask prompts are {prompts.masks.shape[-2:]}, not {(side, side)}")
         sparse, dense = self.prompt_encoder(prompts)
         logits, iou = self.mask_decoder(

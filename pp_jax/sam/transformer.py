@@ -1,4 +1,13 @@
-"""The two-way transformer: prompt tokens and image places attend to each other."""
+"""The two-way transformer: prompt tokens and image places attend to each other.
+
+An image has thousands of places and a prompt few tokens. So whatever is linear is computed on the
+tokens' side: a query goes through the projection of the keys, instead of each place's key
+(`q . (W x) = (q W) . x`), and values are projected after they were summed or before they are spread.
+The equations are the official ones, with a quarter of the arithmetic.
+
+The image is `B n T D`: `n` is 1 until a prompt has changed it, then `N`. Scores are kept with the
+places last, thousands in a row, however few the tokens are.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,37 +20,113 @@ from pp_jax.sam.image_encoder import layer_norm
 _EPSILON = 1e-5  # torch's default; the image encoder uses 1e-6.
 
 
-class TokenAttention(nn.Module):
-    """Multi-head attention that may run at a fraction of the width."""
+class Projection(nn.Module):
+    """The weights of a dense layer, handed out to be multiplied from either side."""
 
-    num_heads: int
-    internal_dim: int
+    width: int
+    features: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
+    def __call__(self) -> tuple[Float[Array, "D E"], Float[Array, " E"]]:
+        """Kernel and bias."""
+        shape = (self.width, self.features)
+        kernel = self.param("kernel", nn.linear.default_kernel_init, shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return kernel.astype(self.dtype), bias.astype(self.dtype)
+
+
+class TokenAttention(nn.Module):
+    """Multi-head attention that may run at a fraction of the width, in three directions."""
+
+    num_heads: int
+    width: int
+    internal_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        """Parameters under the official names."""
+        inner = {"width": self.width, "features": self.internal_dim, "dtype": self.dtype}
+        self.q_proj, self.k_proj, self.v_proj = (Projection(**inner) for _ in range(3))
+        self.out_proj = Projection(self.internal_dim, self.width, dtype=self.dtype)
+
+    def among_tokens(
         self,
-        query: Float[Array, "B L D"],
-        key: Float[Array, "B T D"],
-        value: Float[Array, "B T D"],
-        attended: Bool[Array, "B T"] | None = None,
-    ) -> Float[Array, "B L D"]:
-        """The attended values; keys where `attended` is False do not exist for any query."""
-        width = query.shape[-1]
+        query: Float[Array, "B N L D"],
+        value: Float[Array, "B N L D"],
+        attended: Bool[Array, "B N L"],
+    ) -> Float[Array, "B N L D"]:
+        """What tokens learn from those of their own prompt; queries are keys, too."""
+        q, k, v = (
+            self._project(x, projection)
+            for x, projection in ((query, self.q_proj), (query, self.k_proj), (value, self.v_proj))
+        )
+        scores = _multiply("BNLKd,BNPKd->BNKLP", q, k) / q.shape[-1] ** 0.5
+        scores = jnp.where(attended[:, :, None, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        return self._merge(jnp.einsum("BNKLP,BNPKd->BNLKd", weights, v))
 
-        def heads(x: Array, name: str) -> Array:
-            x = nn.Dense(self.internal_dim, dtype=self.dtype, name=name)(x)
-            return x.reshape(*x.shape[:-1], self.num_heads, -1)  # B L K d
+    def to_image(
+        self,
+        tokens: Float[Array, "B N L D"],
+        image: Float[Array, "B n T D"],
+        position: Float[Array, "T D"],
+    ) -> Float[Array, "B N L D"]:
+        """What tokens learn from the image. Prompts that share an image are one row of queries."""
+        B, n, _, D = image.shape
+        query = self._project(tokens.reshape(B, n, -1, D), self.q_proj)  # B n Q K d
+        query = query / query.shape[-1] ** 0.5
+        # The keys' bias adds the same to all scores of a query: the softmax does not see it.
+        query = jnp.einsum("BnQKd,DKd->BnQKD", query, self._heads(self.k_proj)[0])
+        scores = _multiply("BnTD,BnQKD->BnTQK", image + position, query)
+        weights = jax.nn.softmax(scores, axis=2).astype(self.dtype)
+        seen = jnp.einsum("BnTQK,BnTD->BnQKD", weights, image)
+        kernel, bias = self._heads(self.v_proj)
+        out = jnp.einsum("BnQKD,DKd->BnQKd", seen, kernel) + bias
+        return self._merge(out).reshape(tokens.shape)
 
-        query, key, value = heads(query, "q_proj"), heads(key, "k_proj"), heads(value, "v_proj")
-        scores = jnp.einsum("BLKd,BTKd->BKLT", query, key, preferred_element_type=jnp.float32)
-        scores = scores / query.shape[-1] ** 0.5
-        if attended is not None:
-            scores = jnp.where(attended[:, None, None, :], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        out = jnp.einsum("BKLT,BTKd->BLKd", weights, value)
-        out = out.reshape(*out.shape[:2], self.internal_dim)
-        return nn.Dense(width, dtype=self.dtype, name="out_proj")(out)
+    def to_tokens(
+        self,
+        image: Float[Array, "B n T D"],
+        position: Float[Array, "T D"],
+        key: Float[Array, "B N L D"],
+        value: Float[Array, "B N L D"],
+        attended: Bool[Array, "B N L"],
+    ) -> Float[Array, "B N T D"]:
+        """What each place of the image learns from a prompt's tokens."""
+        B, N, L, D = key.shape
+        n, K = image.shape[1], self.num_heads
+        key = self._project(key, self.k_proj).reshape(B, n, N // n * L, K, -1)  # B n Q K d
+        key = key / key.shape[-1] ** 0.5
+        kernel, bias = self._heads(self.q_proj)
+        wide = jnp.einsum("BnQKd,DKd->BnQKD", key, kernel)
+        scores = _multiply("BnTD,BnQKD->BnTQK", image + position, wide)
+        scores = scores + _multiply("BnQKd,Kd->BnQK", key, bias)[:, :, None]
+        scores = jnp.moveaxis(scores.reshape(B, n, -1, N // n, L, K), 3, 2)
+        scores = scores.reshape(B, N, -1, L, K)
+        scores = jnp.where(attended[:, :, None, :, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=3).astype(self.dtype)
+        kernel, bias = self.out_proj()
+        kernel = kernel.reshape(K, -1, D)
+        value = jnp.einsum("BNLKd,KdD->BNLKD", self._project(value, self.v_proj), kernel)
+        return jnp.einsum("BNTLK,BNLKD->BNTD", weights, value) + bias
+
+    def _heads(self, projection: Projection) -> tuple[Float[Array, "D K d"], Float[Array, "K d"]]:
+        kernel, bias = projection()
+        return kernel.reshape(self.width, self.num_heads, -1), bias.reshape(self.num_heads, -1)
+
+    def _project(self, x: Float[Array, "*n D"], projection: Projection) -> Float[Array, "*n K d"]:
+        kernel, bias = self._heads(projection)
+        return jnp.einsum("...D,DKd->...Kd", x.astype(self.dtype), kernel) + bias
+
+    def _merge(self, heads: Float[Array, "*n K d"]) -> Float[Array, "*n D"]:
+        kernel, bias = self.out_proj()
+        return jnp.matmul(heads.reshape(*heads.shape[:-2], -1), kernel) + bias
+
+
+def _multiply(equation: str, left: Array, right: Array) -> Array:
+    """Scores, in float32 whatever the inputs are."""
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
 
 class TokenMlp(nn.Module):
@@ -51,7 +136,7 @@ class TokenMlp(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
         """The transformed tokens."""
         hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x))
         return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(hidden)
@@ -70,17 +155,17 @@ class TwoWayAttentionBlock(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Float[Array, "B L D"],
-        image: Float[Array, "B T D"],
-        token_position: Float[Array, "B L D"],
+        tokens: Float[Array, "B N L D"],
+        image: Float[Array, "B n T D"],
+        token_position: Float[Array, "B N L D"],
         image_position: Float[Array, "T D"],
-        attended: Bool[Array, "B L"],
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B T D"]]:
+        attended: Bool[Array, "B N L"],
+    ) -> tuple[Float[Array, "B N L D"], Float[Array, "B N T D"]]:
         """Updated tokens and image places."""
         c = self.config
 
         def attention(width: int, name: str) -> TokenAttention:
-            return TokenAttention(c.decoder_heads, width, dtype=self.dtype, name=name)
+            return TokenAttention(c.decoder_heads, c.out_dim, width, dtype=self.dtype, name=name)
 
         def norm(x: Array, name: str) -> Array:
             return layer_norm(epsilon=_EPSILON, dtype=self.dtype, name=name)(x)
@@ -88,23 +173,21 @@ class TwoWayAttentionBlock(nn.Module):
         half = c.out_dim // 2
         self_attn = attention(c.out_dim, "self_attn")
         if self.first:
-            tokens = self_attn(tokens, tokens, tokens, attended)
+            tokens = self_attn.among_tokens(tokens, tokens, attended)
         else:
-            query = tokens + token_position
-            tokens = tokens + self_attn(query, query, tokens, attended)
+            tokens = tokens + self_attn.among_tokens(tokens + token_position, tokens, attended)
         tokens = norm(tokens, "norm1")
 
-        query, key = tokens + token_position, image + image_position
-        to_image = attention(half, "cross_attn_token_to_image")
-        tokens = norm(tokens + to_image(query, key, image), "norm2")
+        to_image = attention(half, "cross_attn_token_to_image").to_image
+        tokens = norm(tokens + to_image(tokens + token_position, image, image_position), "norm2")
 
         mlp = TokenMlp(c.decoder_mlp_dim, dtype=self.dtype, name="mlp")
         tokens = norm(tokens + mlp(tokens), "norm3")
 
-        query, key = image + image_position, tokens + token_position
-        to_tokens = attention(half, "cross_attn_image_to_token")
-        image = norm(image + to_tokens(query, key, tokens, attended), "norm4")
-        return tokens, image
+        to_tokens = attention(half, "cross_attn_image_to_token").to_tokens
+        key = tokens + token_position
+        learned = to_tokens(image, image_position, key, tokens, attended)
+        return tokens, norm(image + learned, "norm4")
 
 
 class TwoWayTransformer(nn.Module):
@@ -116,11 +199,11 @@ class TwoWayTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        image: Float[Array, "B T D"],
+        image: Float[Array, "B n T D"],
         image_position: Float[Array, "T D"],
-        tokens: Float[Array, "B L D"],
-        attended: Bool[Array, "B L"],
-    ) -> tuple[Float[Array, "B L D"], Float[Array, "B T D"]]:
+        tokens: Float[Array, "B N L D"],
+        attended: Bool[Array, "B N L"],
+    ) -> tuple[Float[Array, "B N L D"], Float[Array, "B N T D"]]:
         """Tokens and image places after all layers; the tokens are their own positions."""
         c = self.config
         position = tokens
@@ -128,8 +211,12 @@ class TwoWayTransformer(nn.Module):
             layer = TwoWayAttentionBlock(c, first=i == 0, dtype=self.dtype, name=f"layers_{i}")
             tokens, image = layer(tokens, image, position, image_position, attended)
         last = TokenAttention(
-            c.decoder_heads, c.out_dim // 2, dtype=self.dtype, name="final_attn_token_to_image"
+            c.decoder_heads,
+            c.out_dim,
+            c.out_dim // 2,
+            dtype=self.dtype,
+            name="final_attn_token_to_image",
         )
-        tokens = tokens + last(tokens + position, image + image_position, image)
+        tokens = tokens + last.to_image(tokens + position, image, image_position)
         norm = layer_norm(epsilon=_EPSILON, dtype=self.dtype, name="norm_final_attn")
         return norm(tokens), image
