@@ -80,7 +80,7 @@ def make_prompts(
     valid: Bool[Array, "B N"] | None = None,
     batch: int | None = None,
     count: int | None = None,
-    mask_side: int | None = None,
+    mask_side: int = 0,
 ) -> Prompts:
     """SAM's tokens for any mix of marks: points, then the two corners of the box.
 
@@ -98,11 +98,12 @@ def make_prompts(
       valid: Default: all.
       batch: Number of images, needed only where no array tells.
       count: Number of prompts per image, needed only where no array tells.
-      mask_side: `h` and `w` of the mask prompts, needed only without `masks`.
+      mask_side: `h` and `w` of the mask prompts without `masks`: 0 where no prompt has one, and
+        nothing is computed for them; the model's, to have one program for prompts with and without.
 
     Raises:
       ValueError: Half of a pair is missing (labels of points, boxes of has_box, masks of has_mask),
-        or nothing tells `(B, N)` or the mask's side.
+        or nothing tells `(B, N)`.
     """
     if (points is None) != (labels is None):
         raise ValueError("points and labels go together: give both or neither")
@@ -113,8 +114,6 @@ def make_prompts(
         raise ValueError("no array tells the number of images and prompts: give batch and count")
     shape = known[0] if known else (batch, count)
     if masks is None:
-        if mask_side is None:
-            raise ValueError("without masks nothing tells their side: give mask_side")
         masks, has_mask = jnp.zeros((*shape, mask_side, mask_side)), jnp.zeros(shape, bool)
     if points is None:
         points, labels = jnp.zeros((*shape, 0, 2)), jnp.zeros((*shape, 0), jnp.int32)
@@ -340,7 +339,7 @@ def sample_prompts(
     if name not in SAMPLERS:
         raise ValueError(f"unknown prompt {name!r}: choose one of {', '.join(SAMPLERS)}")
     marks = jax.vmap(partial(SAMPLERS[name], side=side))(keys, targets, boxes, valid, size)
-    return make_prompts(**marks._asdict(), valid=valid, mask_side=targets.shape[-1])
+    return make_prompts(**marks._asdict(), valid=valid)
 
 
 Sampler = Callable[..., Marks]

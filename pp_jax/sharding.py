@@ -17,6 +17,12 @@ from pp_jax import tree
 AXES = ("data", "fsdp", "tensor")
 
 
+def default_device() -> jax.Device:
+    """The device that jax computes on where nothing else is said."""
+    chosen = jax.config.jax_default_device or jax.devices()[0]
+    return jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """All devices along `data`; `fsdp` and `tensor` have size 1."""
     devices = jax.devices() if devices is None else devices

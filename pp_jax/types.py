@@ -29,7 +29,8 @@ class Prompts(NamedTuple):
 
     points: Float[Array, "B N P 2"]
     labels: Int[Array, "B N P"]
-    masks: Float[Array, "B N h w"]  # Raw logits of an earlier mask, never 0/1 and never a sigmoid.
+    # Raw logits of an earlier mask, never 0/1 and never a sigmoid; "B N 0 0" where none has one.
+    masks: Float[Array, "B N h w"]
     has_mask: Bool[Array, "B N"]
     valid: Bool[Array, "B N"]  # False: padding; finite output, no loss.
 

@@ -19,10 +19,11 @@ from pp_jax.preprocess import geometry
 from pp_jax.preprocess import roi as regions
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import Sam
+from pp_jax.sharding import default_device
 from pp_jax.types import NEUTRAL
 
 # Shapes are rounded up to these, so that few compile whatever is asked.
-_PROMPTS = 4  # In one call; of more there are several calls.
+_PROMPTS = 4  # In one call, but for CPUs, which gain nothing by more than 1.
 _POINTS = (1, 4, 12)  # One click, a scribble, ten clicks; beyond, multiples of the last.
 _CANVAS = 256
 
@@ -273,7 +274,8 @@ def _decode_marks(
 ) -> Decoded:
     count = _count(marks)
     frames = {"original": embedded.window.size, "resized": embedded.size}
-    slots, low = -(-max(count, 1) // _PROMPTS) * _PROMPTS, model.config.mask_side
+    at_once = 1 if default_device().platform == "cpu" else _PROMPTS
+    slots, low = -(-max(count, 1) // at_once) * at_once, model.config.mask_side
     width = 0 if marks.points is None else marks.points.shape[1]
     places = next((p for p in _POINTS if width <= p), -(-width // _POINTS[-1]) * _POINTS[-1])
     told = {
@@ -294,7 +296,7 @@ def _decode_marks(
         told["masks"][:count] = marks.logits
     answers = [
         _decode(model, variables, embedded.features, {k: x[None, i:j] for k, x in told.items()})
-        for i, j in itertools.pairwise(range(0, slots + 1, _PROMPTS))
+        for i, j in itertools.pairwise(range(0, slots + 1, at_once))
     ]
     return Decoded(*(np.concatenate(each)[:count] for each in zip(*answers, strict=True)))
 

@@ -288,7 +288,6 @@ def _examine(
         points=points,
         labels=jnp.full(points.shape[:3], FOREGROUND),
         valid=valid[None],
-        mask_side=model.config.mask_side,
     )
     three = predict(model, variables, embedding, prompts).three()
     logits, iou = three.logits.reshape(-1, *three.logits.shape[-2:]), three.iou.reshape(-1)

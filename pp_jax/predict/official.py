@@ -263,7 +263,7 @@ def _pad(
         raise ValueError(
             f"points, boxes and masks for different numbers of prompts: {[len(x) for x in given]}"
         )
-    slots = -(-count // _PROMPTS) * _PROMPTS
+    slots = 1 if count == 1 else -(-count // _PROMPTS) * _PROMPTS
     width = 0 if points is None else points.shape[1]
     places = -(-max(width, 1) // _POINTS) * _POINTS
     told = {

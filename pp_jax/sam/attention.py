@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pp_jax.sam.interpolate import resize_offsets
+from pp_jax.sharding import default_device
 
 _QUERIES = 256  # At a time: their scores with 4096 keys are 4 MiB, which a CPU's cache holds.
 _MULTIPLE = 8  # cuDNN's widths per head.
@@ -129,8 +130,7 @@ def choose_attention(name: str, *, width: int, dtype: jnp.dtype) -> Callable[...
         if name not in ATTENTIONS:
             raise ValueError(f"unknown attention {name!r}: choose auto, {', '.join(ATTENTIONS)}")
         return ATTENTIONS[name]
-    chosen = jax.config.jax_default_device or jax.devices()[0]
-    device = jax.devices(chosen)[0] if isinstance(chosen, str) else chosen
+    device = default_device()
     if device.platform == "cpu":
         return ATTENTIONS["chunked"]
     capability = float(getattr(device, "compute_capability", None) or 0)  # None but on NVIDIA's.

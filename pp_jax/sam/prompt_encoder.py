@@ -91,7 +91,7 @@ class PromptEncoder(nn.Module):
         Where no prompt can have a mask (masks of side 0), that is one grid for all (`n` 1).
         """
         B, N, height, width = prompts.masks.shape
-        if not height and not self.is_initializing():
+        if not height:
             grid = self.config.grid
             return jnp.broadcast_to(self.no_mask_embed[0], (B, 1, grid, grid, self.config.out_dim))
         x = prompts.masks.reshape(B * N, height, width, 1)

@@ -2,11 +2,11 @@
 
 An image has thousands of places and a prompt few tokens. So whatever is linear is computed on the
 tokens' side: a query goes through the projection of the keys, instead of each place's key
-(`q . (W x) = (q W) . x`), and values are projected after they were summed or before they are spread.
+(`q . (W x) = (q W) . x`), and values are projected after they were summed, or before they spread.
 The equations are the official ones, with a quarter of the arithmetic.
 
-The image is `B n T D`: `n` is 1 until a prompt has changed it, then `N`. Scores are kept with the
-places last, thousands in a row, however few the tokens are.
+The image is `B n T D`: `n` is 1 until a prompt has changed it, then `N`. Scores have the
+places in front and the few tokens and heads behind: so all products are plain ones.
 """
 
 import jax
