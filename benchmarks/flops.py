@@ -31,8 +31,9 @@ def _attention(c: SamConfig, whole: bool) -> int:
 def decoder_flops(config: SamConfig, prompts: int, points: int) -> int:
     """Of all masks of `prompts` prompts on one image, each of `points` points and no mask.
 
-    As the official decoder computes, which does all work for each prompt. The point that is added
-    to prompts without a box counts as one; a box is two.
+    The projections of the image in the first layer are the same for all prompts and count once;
+    the official decoder computes them for each. The point that is added to prompts without a box
+    counts as one; a box is two.
     """
     c, places = config, config.grid**2
     D, half, masks = c.out_dim, c.out_dim // 2, c.multimask_outputs + 1
@@ -41,10 +42,11 @@ def decoder_flops(config: SamConfig, prompts: int, points: int) -> int:
     itself = 8 * tokens * D**2 + 4 * tokens**2 * D
     mlp = 4 * tokens * D * c.decoder_mlp_dim
     transformer = c.decoder_depth * (itself + mlp + 2 * cross) + cross
+    shared = 3 * 2 * places * D * half  # Keys and values for the tokens, and queries to them.
     finer = 2 * places * D**2 + 2 * 4 * places * (D // 4) * (D // 2)
     heads = 2 * masks * (2 * D**2 + D * D // 8) + 2 * (2 * D**2 + D * masks)
     product = 2 * masks * 16 * places * (D // 8)
-    return prompts * (transformer + finer + heads + product)
+    return prompts * (transformer - shared + finer + heads + product) + shared
 
 
 def product_flops(config: SamConfig, *, batch: int, products: int) -> int:

@@ -7,11 +7,7 @@ Prints Markdown. Times are medians over the repeats, per image; in each repeat e
 timed once before any is timed again, so that what else the machine does strikes all alike.
 """
 
-import importlib.metadata
-import platform
-import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,6 +30,7 @@ from jaxtyping import Array
 from scipy import ndimage
 from tqdm import tqdm
 
+from benchmarks.turns import print_machine
 from data.folder import find_images
 from data.images import read_any
 from pp_jax import prompts, sharding, tree
@@ -51,6 +48,8 @@ from pp_jax.sam.model import init
 from pp_jax.types import Batch
 
 Peer = Callable[[np.ndarray], object]
+
+PACKAGES = ("jax", "jaxlib", "numpy", "opencv-python-headless", "scikit-image", "scipy")
 
 
 @dataclass(frozen=True)
@@ -78,28 +77,13 @@ def main() -> None:
     settings = tyro.cli(Benchmark)
     cv2.setNumThreads(settings.threads)
     keep_freed_memory()  # As the fronts do; the peers gain by it, too.
-    print_machine(settings)
+    print_machine(settings, PACKAGES)
     batch, sizes = read_batch(settings)
     rows = {name: time_row(name, batch, sizes, settings) for name in tqdm(settings.filters)}
     print(filter_table(rows))
     if settings.encoder:
         costs = time_model(settings.encoder, batch, sizes)
         print(share_table(rows, costs, variant=settings.encoder))
-
-
-def print_machine(settings: Benchmark) -> None:
-    """Versions, devices and settings, as a list."""
-    packages = ("jax", "jaxlib", "numpy", "opencv-python-headless", "scikit-image", "scipy")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-    print(f"- {settings}")
-    print(f"- Python {platform.python_version()}, {versions}")
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    print(f"- {devices}, OpenCV {cv2.getNumThreads()} threads")
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        print(
-            f"- {subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()}"
-        )
 
 
 def read_batch(settings: Benchmark) -> tuple[np.ndarray, np.ndarray]:

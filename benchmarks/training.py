@@ -139,15 +139,7 @@ def official(place: Place, *, policy: str, sdpa: bool = False, compiled: bool = 
             with torch.set_grad_enabled(policy == "full"):
                 embedding = model.image_encoder(model.preprocess(images.permute(0, 3, 1, 2)))
                 sparse, dense = model.prompt_encoder(points=None, boxes=boxes[:, 0], masks=None)
-            # The decoder repeats the embedding of one image for all prompts. Here each prompt has
-            # its own image, so it goes in beside the dense prompt, to which it is added.
-            logits, iou = model.mask_decoder(
-                image_embeddings=torch.zeros_like(embedding[:1]),
-                image_pe=model.prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense + embedding,
-                multimask_output=True,
-            )
+            logits, iou = decode(model, embedding, sparse, dense)
         return loss(logits.float(), iou.float(), targets)
 
     if compiled:
@@ -159,6 +151,28 @@ def official(place: Place, *, policy: str, sdpa: bool = False, compiled: bool = 
         optimizer.step()
 
     return blocking(step, device)
+
+
+def decode(
+    model: "torch.nn.Module",
+    embedding: "torch.Tensor",
+    sparse: "torch.Tensor",
+    dense: "torch.Tensor",
+) -> tuple["torch.Tensor", "torch.Tensor"]:
+    """Three masks and their IoU for one prompt on each image of a batch.
+
+    The official decoder repeats the embedding of one image for all prompts. Here each prompt has an
+    image of its own, which goes in with the dense prompt: the decoder adds the two.
+    """
+    import torch
+
+    return model.mask_decoder(
+        image_embeddings=torch.zeros_like(embedding[:1]),
+        image_pe=model.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense + embedding,
+        multimask_output=True,
+    )
 
 
 def loss(logits: "torch.Tensor", iou: "torch.Tensor", targets: "torch.Tensor") -> "torch.Tensor":
