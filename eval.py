@@ -21,11 +21,14 @@ from pp_jax.finetune.compared import Entry, Member
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import SPECS, describe
 from pp_jax.sam import sized
+from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = {
     "target": targets.TARGETS,
     "part": (*reversed(splits.PARTS), "all"),
     "recipe": ("", *config.RECIPES),
+    "dtype": config.DTYPES,
+    "attention": ("auto", *ATTENTIONS),
     "device": cli.DEVICES,
 }
 BESIDE = ", ".join(f"{name} ({row.help})" for name, row in METHODS.items())

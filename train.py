@@ -19,6 +19,7 @@ from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
 from pp_jax.sam import VARIANTS, sized
+from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = {
     "variant": VARIANTS,
@@ -30,7 +31,8 @@ CHOICES = {
     "recipe": ("", *pp_jax.config.RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
-    "dtype": ("float32", "bfloat16"),
+    "dtype": pp_jax.config.DTYPES,
+    "attention": ("auto", *ATTENTIONS),
     "embeddings": ("", "bfloat16", "float32"),
     "sharding": sharding.RULES,
     "device": cli.DEVICES,

@@ -13,6 +13,8 @@ from typing import Any
 
 from pp_jax.look import RECIPES, SAFE, Look, check_blend, name_of
 
+DTYPES = ("float32", "bfloat16")  # Of the image encoder's compute.
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -94,7 +96,9 @@ class TrainConfig:
     iou: float = 1.0
     """Weight of the squared error of the predicted IoU."""
     dtype: str = "float32"
-    """Of the compute; parameters and losses are float32."""
+    """Of the image encoder's compute; parameters, decoder and losses are float32."""
+    attention: str = "auto"
+    """The program of the image encoder's attention; auto: the one for the device."""
     remat: bool = False
     """Recompute encoder blocks in the backward pass: less memory, a third slower."""
     sharding: str = "data"

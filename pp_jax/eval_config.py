@@ -71,6 +71,10 @@ class EvalConfig:
     """Overlays to draw: the worst, the median and the best images."""
     samples: int = 10_000
     """Bootstrap resamples."""
+    dtype: str = "float32"
+    """Of the image encoder's compute."""
+    attention: str = "auto"
+    """The program of the image encoder's attention; auto: the one for the device."""
     device: str = "auto"
     """Where to compute."""
     seed: int = 0

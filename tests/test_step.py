@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np

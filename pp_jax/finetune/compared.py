@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
@@ -308,7 +309,11 @@ def make_load(wanted: Wanted) -> Load:
 
 def _load(wanted: Wanted, member: Member, fit: Sequence[Source], scored: Sequence[Source]) -> Ready:
     look, loaded = member.look, runs.load(member.folder, mesh=wanted.mesh)
-    model = Sam(sized(member.variant, image_size(member, wanted)))
+    model = Sam(
+        sized(member.variant, image_size(member, wanted)),
+        dtype=jnp.dtype(wanted.settings.dtype),
+        attention=wanted.settings.attention,
+    )
     make = partial(_asker, model, loaded.variables)
     searcher = None
     if wanted.automatic:

@@ -63,7 +63,7 @@ def check_fixed(settings: TrainConfig) -> None:
 def make_embedder(settings: TrainConfig, variables: Mapping[str, Any], *, mesh: Mesh) -> Embedder:
     """The embedder of a run; `compute` takes this process's rows of a batch the mesh can share."""
     config = sized(settings.variant, settings.image_size)
-    model = Sam(config, dtype=jnp.dtype(settings.dtype))
+    model = Sam(config, dtype=jnp.dtype(settings.dtype), attention=settings.attention)
     stage = make_stage(look_of(settings), side=config.image_size)
 
     def encode(variables, images, sizes):

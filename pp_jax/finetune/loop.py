@@ -164,7 +164,12 @@ def _terms(
 ) -> Callable[..., Terms]:
     config = sized(settings.variant, settings.image_size)
     stage = make_stage(look_of(settings), side=config.image_size)
-    model = Sam(config, dtype=jnp.dtype(settings.dtype), remat=settings.remat)
+    model = Sam(
+        config,
+        dtype=jnp.dtype(settings.dtype),
+        remat=settings.remat,
+        attention=settings.attention,
+    )
     weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
     return make_terms(
         model,

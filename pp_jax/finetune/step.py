@@ -70,7 +70,7 @@ def make_terms(
             shown = stage(batch.image, batch.size, variables.get("fusion"))
             output = model.apply(variables, shown, prompts)
         else:
-            features = batch.features.astype(model.dtype)
+            features = batch.features.astype(jnp.float32)
             output = model.apply(variables, features, prompts, method="decode")
         cover = jax.vmap(lambda size: coverage(size, side=side))(batch.size)
         return sam_terms(output.three(), batch.targets, cover, batch.valid, weights=weights)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
@@ -24,7 +25,7 @@ from data.images import read_any
 from data.nifti import write_nifti
 from data.tables import read_rows
 from pp_jax import checkpoints, cli, sharding
-from pp_jax.config import TrainConfig
+from pp_jax.config import DTYPES, TrainConfig
 from pp_jax.finetune import runs
 from pp_jax.look import RECIPES, Look, override
 from pp_jax.predict import marks, writing
@@ -38,10 +39,13 @@ from pp_jax.preprocess import roi
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe
 from pp_jax.sam import Sam, sized
+from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = MappingProxyType(
     {
         "recipe": ("", *RECIPES),
+        "dtype": DTYPES,
+        "attention": ("auto", *ATTENTIONS),
         "device": cli.DEVICES,
     }
 )
@@ -111,6 +115,10 @@ class Predict:
     """Folder that keeps image embeddings; those that are there are used."""
     as_dataset: Path | None = None
     """New folder for images and masks that `train.py --data folder --data-dir DIR` reads."""
+    dtype: str = "float32"
+    """Of the image encoder's compute; bfloat16 pays on accelerators."""
+    attention: str = "auto"
+    """The program of the image encoder's attention; auto: the one for the device."""
     device: str = "auto"
     """Where to compute."""
 
@@ -426,7 +434,11 @@ def load_weights(settings: Predict) -> Weights:
             stacklevel=2,
         )
     size = settings.image_size if settings.image_size is not None else told.image_size
-    model = Sam(sized(loaded.variant, size))
+    model = Sam(
+        sized(loaded.variant, size),
+        dtype=jnp.dtype(settings.dtype),
+        attention=settings.attention,
+    )
     side = model.config.image_size
     print(describe(look, side=side))
     if look != loaded.look:

@@ -160,6 +160,7 @@ def embedding_path(folder: Path, sam: LoadedSam, *, weights: str) -> Callable[[I
         "filter": filters.canonical(sam.look.filter),
         "roi": str(roi.parse(sam.look.roi)),
         "image_size": sam.model.config.image_size,
+        "dtype": jnp.dtype(sam.model.dtype).name,
     }
     return lambda image: embedding_file(folder, image, facts=facts)
 
