@@ -27,7 +27,6 @@ from benchmarks.peers import (
     PRODUCT_PROGRAMS,
     PRODUCTS,
     Place,
-    blocking,
     official_sam,
     start_torch,
     transformers_sam,
@@ -128,12 +127,7 @@ def _place(settings: Benchmark, variant: str) -> Place:
 
 
 def _prepare_decoder(build: Callable[..., Decode], place: Place, count: int) -> turns.Run:
-    decode = build(place, draw_points(place.config, count))
-    if build is ours:
-        import jax
-
-        return _repeated(lambda: jax.block_until_ready(decode()), _calls(count))
-    return _repeated(blocking(decode, start_torch(place)), _calls(count))
+    return _repeated(build(place, draw_points(place.config, count)), _calls(count))
 
 
 def _prepare_click(build: Callable[..., Click], place: Place, shown: tuple[int, int]) -> turns.Run:
@@ -230,12 +224,13 @@ def _load(model: "torch.nn.Module", official: Mapping[str, str], weigh: Weigh) -
 # Prompt encoder and mask decoder.
 
 
-def ours(place: Place, points: Float[np.ndarray, "N 2"]) -> Decode:
-    """Our decoder, compiled."""
+def _ours(place: Place, points: Float[np.ndarray, "N 2"], *, at_once: bool = False) -> Decode:
+    """Our decoder, compiled; some prompts at a time, as is best on the device, or all at once."""
     import jax
     import jax.numpy as jnp
 
     from pp_jax.memory import keep_freed_memory
+    from pp_jax.predict.predictor import predict
     from pp_jax.prompts import make_prompts
     from pp_jax.types import FOREGROUND
 
@@ -245,15 +240,15 @@ def ours(place: Place, points: Float[np.ndarray, "N 2"]) -> Decode:
 
     @jax.jit
     def decode(variables: dict, embedding: jax.Array, clicks: jax.Array) -> tuple:
-        prompts = make_prompts(
-            points=clicks,
-            labels=jnp.full(clicks.shape[:3], FOREGROUND),
-            mask_side=place.config.mask_side,
-        )
-        three = model.apply(variables, embedding, prompts, method="decode").three()
+        prompts = make_prompts(points=clicks, labels=jnp.full(clicks.shape[:3], FOREGROUND))
+        if at_once:
+            output = model.apply(variables, embedding, prompts, method="decode")
+        else:
+            output = predict(model, variables, embedding, prompts)
+        three = output.three()
         return three.logits[0], three.iou[0]
 
-    return lambda: decode(variables, embedding, clicks)
+    return lambda: jax.block_until_ready(decode(variables, embedding, clicks))
 
 
 def _official(place: Place, points: Float[np.ndarray, "N 2"]) -> Decode:
@@ -274,7 +269,7 @@ def _official(place: Place, points: Float[np.ndarray, "N 2"]) -> Decode:
             multimask_output=True,
         )
 
-    return decode
+    return _ended(decode, place)
 
 
 def _transformers(place: Place, points: Float[np.ndarray, "N 2"], *, attention: str) -> Decode:
@@ -305,7 +300,20 @@ def _transformers(place: Place, points: Float[np.ndarray, "N 2"], *, attention: 
         )
         return answer.pred_masks[0], answer.iou_scores[0]
 
-    return decode
+    return _ended(decode, place)
+
+
+def _ended(decode: Decode, place: Place) -> Decode:
+    """What returns when the GPU has ended."""
+    import torch
+
+    def run() -> tuple:
+        found = decode()
+        if place.device == "cuda":
+            torch.cuda.synchronize()
+        return found
+
+    return run
 
 
 def _in_torch(place: Place, points: np.ndarray) -> "tuple[torch.Tensor, torch.Tensor]":
@@ -396,7 +404,8 @@ def _point(shown: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 
 DECODERS: Mapping[str, Callable[[Place, np.ndarray], Decode]] = MappingProxyType(
     {
-        "ours": ours,
+        "ours": _ours,
+        "ours, at once": partial(_ours, at_once=True),
         "official": _official,
         "transformers-eager": partial(_transformers, attention="eager"),
         "transformers-sdpa": partial(_transformers, attention="sdpa"),

@@ -4,8 +4,8 @@
     python -m benchmarks.growth --variant tiny --curves prompts devices --fresh
 
 Each point runs in a process of its own, so that its peak memory is its own: on a CPU that of the
-whole process, its libraries and weights included. Batch, size and devices are of the encoder,
-prompts of the decoder, in as many at a time as automatic masks are decoded. Devices split one batch
+whole process, its libraries and weights included. Batch, size and devices are of the encoder;
+prompts are of the decoder, in calls of 64, as automatic masks are searched. Devices split one batch
 of fixed size; on a CPU they are virtual and share its cores, so that at best nothing grows.
 
 Writes a plot of each curve and `growth.csv`, and prints Markdown. A point that is in the CSV, of
@@ -34,7 +34,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PACKAGES = ("jax", "jaxlib", "flax")
-_CODE = ("sam", "prompts.py", "types.py", "memory.py", "sharding.py")  # What a point runs.
+_CODE = (
+    "sam",
+    "predict/predictor.py",
+    "prompts.py",
+    "types.py",
+    "memory.py",
+    "sharding.py",
+)  # What a point runs.
 _COLOR, _FAILED = "#0072B2", "#D55E00"
 
 
@@ -182,6 +189,8 @@ def _encode_on_devices(settings: Benchmark, count: int) -> turns.Run:
 
     if settings.device == "cpu":
         jax.config.update("jax_num_cpu_devices", count)
+    if settings.shared % count:
+        raise ValueError(f"--shared {settings.shared} images cannot be split over {count} devices")
     if len(jax.devices()) < count:
         raise RuntimeError(f"{count} devices are asked for, and there are {len(jax.devices())}")
     return _encoder(settings, batch=settings.shared, devices=count)
@@ -213,6 +222,7 @@ def _decode_prompts(settings: Benchmark, count: int) -> turns.Run:
     import jax.numpy as jnp
 
     from pp_jax.memory import keep_freed_memory
+    from pp_jax.predict.predictor import predict
     from pp_jax.prompts import make_prompts
     from pp_jax.sam import Sam
     from pp_jax.types import FOREGROUND
@@ -228,8 +238,8 @@ def _decode_prompts(settings: Benchmark, count: int) -> turns.Run:
     @jax.jit
     def decode(variables: dict, embedding: jax.Array, points: jax.Array) -> object:
         labels = jnp.full(points.shape[:3], FOREGROUND)
-        prompts = make_prompts(points=points, labels=labels, mask_side=config.mask_side)
-        return model.apply(variables, embedding, prompts, method="decode")
+        prompts = make_prompts(points=points, labels=labels)
+        return predict(model, variables, embedding, prompts)
 
     def run() -> None:
         # As automatic masks are: of each call only what passes the filters is kept.
