@@ -273,7 +273,8 @@ def suppress(
         height = np.minimum(y1[i], y1) - np.maximum(y0[i], y0)
         common = np.maximum(width, 0) * np.maximum(height, 0)
         with np.errstate(invalid="ignore"):  # 0 / 0 of boxes without area suppresses nothing.
-            free &= ~(common / (area[i] + area - common) > threshold)
+            iou = common / (area[i] + area - common)
+        free &= ~(iou.astype(np.float64) > threshold)
     return np.array(kept, np.int64)
 
 
