@@ -194,14 +194,15 @@ def take_turns(
     names = [*programs, *(name + KEPT for name in keep)]
     with ExitStack() as stack:
         workers: dict[str, _Worker] = {}
-        for name in tqdm(names, desc="prepare", disable=None):
+        for name in (bar := tqdm(names, desc="prepare")):
+            bar.set_postfix_str(name)
             worker = stack.enter_context(_Worker(module, name, settings))
             answer = worker.hear()
             if "error" in answer:
                 failed[name] = answer["error"]
             else:
                 workers[name], ready[name], turns[name] = worker, answer, []
-        for round in tqdm(range(repeats), desc="rounds", disable=None):
+        for round in tqdm(range(repeats), desc="rounds"):
             for name in random.Random(round).sample(list(workers), len(workers)):
                 time.sleep(_PAUSE)
                 answer = workers[name].turn()

@@ -106,6 +106,7 @@ def test_to_keep_the_memory_of_an_unknown_program_is_one_clear_mistake() -> None
         Benchmark(variant="tiny", image_size=512, programs=(), attention=("plain", "chunked")),
         Benchmark(batch=2, dtype="bfloat16", device="cuda", keep=("official",)),
         training.Benchmark(policy="full", remat=True),
+        training.Benchmark(remat=False),
     ],
 )
 def test_workers_read_the_settings_that_the_driver_was_given(settings: turns.Settings) -> None:
