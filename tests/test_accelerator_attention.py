@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pp_jax.sam.attention import ATTENTIONS, attend
+from pp_jax.sam.attention import ATTENTIONS, attend, fits_cudnn, folded_width
 
 pytestmark = pytest.mark.gpu
 
@@ -32,17 +32,14 @@ def value_and_gradients(run: Callable[..., jax.Array], parts: tuple, dout: jax.A
 
 @cache
 def drawn(shape: str) -> tuple[tuple, jax.Array]:
-    """Query, key, value and both terms, each a bfloat16 number; and a gradient of the output."""
+    """Query, key, value, rows and columns, all of bfloat16's numbers; a gradient of the output."""
     batch, side, heads, width = SHAPES[shape]
-    keys = jax.random.split(jax.random.key(0), 6)
-    sizes = (width, width, width, side, side, width)
-    parts = [
-        jax.random.normal(key, (batch, side * side, heads, size), jnp.bfloat16)
-        for key, size in zip(keys, sizes, strict=True)
-    ]
-    query, *rest, dout = (x.astype(jnp.float32) for x in parts)
-    query = (query * width**-0.5).astype(jnp.bfloat16).astype(jnp.float32)
-    return (query, *rest), dout
+    tokens, offsets = (batch, side * side, heads, width), (side, side, width)
+    sizes = tokens, tokens, tokens, offsets, offsets, tokens
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    parts = [jax.random.normal(*draw, jnp.bfloat16) for draw in zip(keys, sizes, strict=True)]
+    query, key, value, rows, columns, dout = (x.astype(jnp.float32) for x in parts)
+    return (query, key, value, rows / 8, columns / 8), dout  # Terms of the size of the scores.
 
 
 @cache
@@ -57,10 +54,14 @@ def exact(shape: str) -> tuple:
 def test_outputs_and_gradients_are_those_of_the_plain_formula(
     name: str, shape: str, dtype: str
 ) -> None:
-    if jax.devices()[0].platform == "cpu":
+    device = jax.devices()[0]
+    if device.platform == "cpu":
         pytest.skip("jax sees no accelerator on this machine")
-    if name == "cudnn" and dtype == "float32":
-        pytest.skip("cuDNN's flash attention takes no float32")
+    if name == "cudnn":
+        _, side, _, width = SHAPES[shape]
+        width = folded_width(width, side, side)
+        if not fits_cudnn(width, jnp.dtype(dtype), capability=float(device.compute_capability)):
+            pytest.skip(f"cuDNN has no kernel for {dtype} and heads of {width} on this device")
     parts, dout = jax.tree.map(lambda x: x.astype(dtype), drawn(shape))
     with jax.default_matmul_precision("highest"):
         got = value_and_gradients(ATTENTIONS[name], parts, dout)
@@ -69,4 +70,4 @@ def test_outputs_and_gradients_are_those_of_the_plain_formula(
         if dtype == "float32":
             assert np.abs(x - z).max() < 1e-5 * np.abs(z).max()
         else:  # Rounding differs in place, not in kind.
-            assert np.abs(x - z).std() < 1.5 * np.abs(y - z).std()
+            assert np.abs(x - z).std() < 2 * np.abs(y - z).std()
