@@ -32,14 +32,16 @@ def value_and_gradients(run: Callable[..., jax.Array], parts: tuple, dout: jax.A
 
 @cache
 def drawn(shape: str) -> tuple[tuple, jax.Array]:
-    """Query, key, value, rows and columns, all of bfloat16's numbers; a gradient of the output."""
+    """Query, key, value and both tables, each a bfloat16 number; and a gradient of the output."""
     batch, side, heads, width = SHAPES[shape]
-    tokens, offsets = (batch, side * side, heads, width), (side, side, width)
-    sizes = tokens, tokens, tokens, offsets, offsets, tokens
-    keys = jax.random.split(jax.random.key(0), len(sizes))
-    parts = [jax.random.normal(*draw, jnp.bfloat16) for draw in zip(keys, sizes, strict=True)]
-    query, key, value, rows, columns, dout = (x.astype(jnp.float32) for x in parts)
-    return (query, key, value, rows / 8, columns / 8), dout  # Terms of the size of the scores.
+    tokens, table = (batch, side * side, heads, width), (side, side, width)
+    keys = jax.random.split(jax.random.key(0), 6)
+    *parts, dout = (
+        jax.random.normal(key, size, jnp.bfloat16).astype(jnp.float32)
+        for key, size in zip(keys, (*[tokens] * 3, *[table] * 2, tokens), strict=True)
+    )
+    parts[3:] = (x * width**-0.5 for x in parts[3:])  # Scores of one size from keys and places.
+    return tuple(parts), dout
 
 
 @cache

@@ -20,28 +20,32 @@ SHAPES = {
     "prime": (1, 8, 19, 19),
 }
 # Rows whose kernels only a GPU has, by the same code on another backend.
-ON_CPU = {"cudnn": partial(attention.attend_folded, implementation="xla")}
-NAMES = ("query", "key", "value", "vertical", "horizontal")
+ON_CPU = {
+    "cudnn": partial(attention.attend_folded, implementation="xla"),
+    "tiled": partial(attention.attend_tiled, interpret=True),
+}
+NAMES = ("query", "key", "value", "rows", "columns")
 
 
 def parts(heads: int, d: int, h: int, w: int) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(h * w)
-    widths = (d, d, d, h, w)
-    return tuple(rng.normal(size=(2, h * w, heads, n)).astype(np.float32) for n in widths)
+    tokens = (2, h * w, heads, d)
+    shapes = (tokens, tokens, tokens, (h, h, d), (w, w, d))
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
 def in_torch(arrays: tuple[np.ndarray, ...], cotangent: np.ndarray) -> list[np.ndarray]:
-    """The output and all gradients, each bias written out for each pair of places."""
-    q, k, v, rows, columns = (
-        torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in arrays
-    )
-    h, w = rows.shape[-1], columns.shape[-1]
-    scores = torch.einsum("blkd,btkd->bklt", q, k)
+    """The output and all gradients; the positions' term is written out for each pair of places."""
+    leaves = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in arrays]
+    q, k, v, rows, columns = leaves
+    h, w = len(rows), len(columns)
     row, column = torch.arange(h * w) // w, torch.arange(h * w) % w
-    scores = scores + rows.permute(0, 2, 1, 3)[..., row] + columns.permute(0, 2, 1, 3)[..., column]
+    scores = torch.einsum("blkd,btkd->bklt", q, k) / q.shape[-1] ** 0.5
+    scores = scores + torch.einsum("blkd,ltd->bklt", q, rows[row][:, row])
+    scores = scores + torch.einsum("blkd,ltd->bklt", q, columns[column][:, column])
     out = torch.einsum("bklt,btkd->blkd", scores.softmax(-1), v)
     out.backward(torch.tensor(cotangent, dtype=torch.float64))
-    return [out.detach().numpy(), *(x.grad.numpy() for x in (q, k, v, rows, columns))]
+    return [out.detach().numpy(), *(x.grad.numpy() for x in leaves)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,8 +69,8 @@ def test_each_program_gives_torchs_output_and_gradients(name: str, shape: str) -
 @pytest.mark.parametrize("name", ["chunked", "rows"])
 def test_no_program_but_the_plain_one_writes_all_scores_down(name: str) -> None:
     heads, d, side = 12, 64, 64
-    widths = (d, d, d, side, side)
-    shapes = [jax.ShapeDtypeStruct((1, side * side, heads, n), jnp.float32) for n in widths]
+    tokens, table = (1, side * side, heads, d), (side, side, d)
+    shapes = [jax.ShapeDtypeStruct(x, jnp.float32) for x in (*[tokens] * 3, *[table] * 2)]
 
     def loss(*arrays: jax.Array) -> jax.Array:
         return jnp.sum(run(*arrays))

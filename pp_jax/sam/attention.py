@@ -13,6 +13,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pp_jax.sam.interpolate import resize_offsets
+from pp_jax.sam.tiled import attend_in_tiles
 from pp_jax.sharding import default_device
 
 _QUERIES = 256  # At a time: their scores with 4096 keys are 4 MiB, which a CPU's cache holds.
@@ -28,63 +29,89 @@ def relative_positions(table: Float[Array, "R d"], *, side: int) -> Float[Array,
     return table[jnp.arange(side)[:, None] - jnp.arange(side)[None, :] + side - 1]
 
 
+def relative_terms(
+    query: Float[Array, "B L K d"], rows: Float[Array, "h h d"], columns: Float[Array, "w w d"]
+) -> tuple[Float[Array, "B L K h"], Float[Array, "B L K w"]]:
+    """What each query adds to its scores with the keys of each row and of each column.
+
+    The query is not scaled, as in the official code. Source: `add_decomposed_rel_pos` there.
+    """
+    B, L, K, d = query.shape
+    h, w = len(rows), len(columns)
+    grid = query.reshape(B, h, w, K, d)
+    vertical = jnp.einsum("BhwKd,hkd->BhwKk", grid, rows)
+    horizontal = jnp.einsum("BhwKd,wkd->BhwKk", grid, columns)
+    return vertical.reshape(B, L, K, h), horizontal.reshape(B, L, K, w)
+
+
 def attend(
     query: Float[Array, "B L K d"],
-    key: Float[Array, "B T K d"],
-    value: Float[Array, "B T K d"],
-    vertical: Float[Array, "B L K h"],
-    horizontal: Float[Array, "B L K w"],
+    key: Float[Array, "B L K d"],
+    value: Float[Array, "B L K d"],
+    rows: Float[Array, "h h d"],
+    columns: Float[Array, "w w d"],
 ) -> Float[Array, "B L K d"]:
-    """Softmax attention over a grid of `T = h w` keys, plus a bias for each key's row and column.
+    """Softmax attention on a grid of `L = h w` places, with relative positions along both axes.
 
-    The softmax runs in float32 whatever the inputs are.
+    `rows[i, j]` is the embedding of the offset between rows `i` and `j`. The softmax runs in
+    float32 whatever the inputs are.
     """
-    return _map_heads(_attend_all, (query, key, value, vertical, horizontal), at_once=True)
+    parts = (_scaled(query), key, value, *relative_terms(query, rows, columns))
+    return _attend_all(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)
 
 
 def attend_in_rows(
     query: Float[Array, "B L K d"],
-    key: Float[Array, "B T K d"],
-    value: Float[Array, "B T K d"],
-    vertical: Float[Array, "B L K h"],
-    horizontal: Float[Array, "B L K w"],
+    key: Float[Array, "B L K d"],
+    value: Float[Array, "B L K d"],
+    rows: Float[Array, "h h d"],
+    columns: Float[Array, "w w d"],
 ) -> Float[Array, "B L K d"]:
     """`attend`, a few rows of the grid at a time, all heads at once."""
-    return _map_heads(_attend_some, (query, key, value, vertical, horizontal), at_once=True)
+    parts = (_scaled(query), key, value, *relative_terms(query, rows, columns))
+    return _attend_some(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)
 
 
 def attend_by_head(
     query: Float[Array, "B L K d"],
-    key: Float[Array, "B T K d"],
-    value: Float[Array, "B T K d"],
-    vertical: Float[Array, "B L K h"],
-    horizontal: Float[Array, "B L K w"],
+    key: Float[Array, "B L K d"],
+    value: Float[Array, "B L K d"],
+    rows: Float[Array, "h h d"],
+    columns: Float[Array, "w w d"],
 ) -> Float[Array, "B L K d"]:
-    """`attend`, a few rows of the grid and one head at a time: the scores stay in a CPU's cache."""
-    return _map_heads(_attend_some, (query, key, value, vertical, horizontal), at_once=False)
+    """`attend`, one head and a few rows of the grid at a time: the scores stay in a CPU's cache."""
+
+    @jax.checkpoint
+    def one_head(parts: tuple[Array, Array, Array]) -> Array:
+        query, key, value = parts  # B L d
+        terms = (x[:, :, 0] for x in relative_terms(query[:, :, None], rows, columns))
+        return _attend_some((_scaled(query), key, value, *terms))
+
+    heads = tuple(jnp.moveaxis(x, 2, 0) for x in (query, key, value))
+    return jnp.moveaxis(jax.lax.map(one_head, heads), 0, 2)
 
 
 def attend_folded(
     query: Float[Array, "B L K d"],
-    key: Float[Array, "B T K d"],
-    value: Float[Array, "B T K d"],
-    vertical: Float[Array, "B L K h"],
-    horizontal: Float[Array, "B L K w"],
+    key: Float[Array, "B L K d"],
+    value: Float[Array, "B L K d"],
+    rows: Float[Array, "h h d"],
+    columns: Float[Array, "w w d"],
     *,
     implementation: str = "cudnn",
 ) -> Float[Array, "B L K d"]:
-    """`attend` by `jax.nn.dot_product_attention`: the bias becomes a part of queries and keys.
+    """`attend` by `jax.nn.dot_product_attention`: positions become a part of queries and keys.
 
-    A query is widened by its biases, a key by a one for its row and one for its column: their
-    product is the sum that is wanted, and no kernel needs to know of positions.
+    A query is widened by its relative terms, a key by a one for its row and one for its column:
+    their product is the sum that is wanted, and no kernel needs to know of positions.
 
     Raises:
       NotImplementedError: From cuDNN, where it has no kernel for such widths; see `fits_cudnn`.
     """
-    d, h, w = query.shape[-1], vertical.shape[-1], horizontal.shape[-1]
+    d, h, w = query.shape[-1], len(rows), len(columns)
     width = folded_width(d, h, w)
-    rows = jnp.repeat(jnp.eye(h, dtype=key.dtype), w, axis=0)
-    place = jnp.concatenate([rows, jnp.tile(jnp.eye(w, dtype=key.dtype), (h, 1))], axis=-1)  # T h+w
+    row = jnp.repeat(jnp.eye(h, dtype=key.dtype), w, axis=0)
+    place = jnp.concatenate([row, jnp.tile(jnp.eye(w, dtype=key.dtype), (h, 1))], axis=-1)  # L h+w
     place = jnp.broadcast_to(place[:, None], (*key.shape[:-1], h + w))
 
     def widen(*parts: Array) -> Array:
@@ -92,13 +119,27 @@ def attend_folded(
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, width - x.shape[-1])))
 
     out = jax.nn.dot_product_attention(
-        widen(query, vertical.astype(query.dtype), horizontal.astype(query.dtype)),
+        widen(_scaled(query), *relative_terms(query, rows, columns)),
         widen(key, place),
         widen(value),
         scale=1.0,
         implementation=implementation,
     )
     return out[..., :d]
+
+
+def attend_tiled(
+    query: Float[Array, "B L K d"],
+    key: Float[Array, "B L K d"],
+    value: Float[Array, "B L K d"],
+    rows: Float[Array, "h h d"],
+    columns: Float[Array, "w w d"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "B L K d"]:
+    """`attend` by our own kernel for GPUs; `interpret` runs it on any device, slowly."""
+    terms = relative_terms(query, rows, columns)
+    return attend_in_tiles(_scaled(query), key, value, *terms, interpret=interpret)
 
 
 def folded_width(d: int, h: int, w: int) -> int:
@@ -162,17 +203,8 @@ class Attention(nn.Module):
         rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, table)
         rows = relative_positions(rel_pos_h, side=h).astype(self.dtype)
         columns = relative_positions(rel_pos_w, side=w).astype(self.dtype)
-        on_grid = query.reshape(B, h, w, self.num_heads, d)
-        vertical = jnp.einsum("BhwKd,hkd->BhwKk", on_grid, rows)
-        horizontal = jnp.einsum("BhwKd,wkd->BhwKk", on_grid, columns)
         run = choose_attention(self.attention, width=folded_width(d, h, w), dtype=self.dtype)
-        out = run(
-            query * d**-0.5,
-            key,
-            value,
-            vertical.reshape(B, h * w, self.num_heads, h),
-            horizontal.reshape(B, h * w, self.num_heads, w),
-        )
+        out = run(query, key, value, rows, columns)
         out = nn.DenseGeneral(D, axis=(-2, -1), dtype=self.dtype, name="proj")(out)
         return out.reshape(B, h, w, D)
 
@@ -180,15 +212,8 @@ class Attention(nn.Module):
 Parts = tuple[Array, Array, Array, Array, Array]  # Query, key, value, vertical, horizontal.
 
 
-def _map_heads(run: Callable[[Parts], Array], parts: Parts, *, at_once: bool) -> Array:
-    """`run` over heads, whose axis is brought before the positions: a batch of plain products.
-
-    XLA's CPU executes a product whose batch axis lies between the others five times slower.
-    """
-    if at_once:
-        return run(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)  # B K L d
-    out = jax.lax.map(run, tuple(jnp.moveaxis(x, 2, 0) for x in parts))  # K B L d
-    return jnp.moveaxis(out, 0, 2)
+def _scaled(query: Float[Array, "*n d"]) -> Float[Array, "*n d"]:
+    return query * query.shape[-1] ** -0.5
 
 
 def _attend_some(parts: Parts) -> Float[Array, "*n L d"]:
@@ -219,7 +244,11 @@ def _chunks(length: int, *, row: int) -> int:
 
 
 def _attend_all(parts: Parts) -> Float[Array, "*n L d"]:
-    """The formula, on parts `*n L d`: only here are scores."""
+    """The formula, on parts `*n L d`: only here are scores.
+
+    All leading axes stand before the positions: a product whose batch axis lies between others is
+    executed five times slower by XLA's CPU.
+    """
     query, key, value, vertical, horizontal = parts
     scores = jnp.einsum("...Ld,...Td->...LT", query, key, preferred_element_type=jnp.float32)
     bias = vertical[..., :, None] + horizontal[..., None, :]  # *n L h w
@@ -242,5 +271,6 @@ ATTENTIONS: Mapping[str, Callable[..., Array]] = MappingProxyType(
         "chunked": attend_by_head,  # CPUs.
         "rows": attend_in_rows,  # Accelerators without a kernel for the widths or the dtype.
         "cudnn": attend_folded,  # NVIDIA GPUs in bfloat16.
+        "tiled": attend_tiled,  # NVIDIA GPUs, when asked for: not yet measured on one.
     }
 )
