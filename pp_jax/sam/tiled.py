@@ -163,8 +163,8 @@ def _read(ref: jax.Ref, first: _Axis, second: _Axis, *, turned: bool = False) ->
     return triton.load(ref.at[index], mask=mask, other=None if mask is None else 0)
 
 
-def _read_vector(ref: jax.Ref, at: _Axis, *, absent: float = 0) -> Array:
-    other = None if at.exists is None else absent
+def _read_vector(ref: jax.Ref, at: _Axis) -> Array:
+    other = None if at.exists is None else 0
     return triton.load(ref.at[at.index], mask=at.exists, other=other)
 
 
@@ -265,8 +265,8 @@ def _backward_keys(q, k, v, dout, vertical, horizontal, lse, delta, dk, dv, *, p
         queries, douts = plan.read(q, here), plan.read(dout, here)
         rows = plan.spread(_read(vertical, keys.rows, here), 0)
         scores = _compare(tokens, queries) + _read(horizontal, keys.columns, here) + rows
-        # A query that does not exist weighs nothing.
-        weights = _exp(_hide(scores, keys.places, 0) - _read_vector(lse, here, absent=jnp.inf))
+        # A query that does not exist adds nothing: it and its gradient are read as zeros.
+        weights = _exp(_hide(scores, keys.places, 0) - _read_vector(lse, here))
         dscores = weights * (_compare(values, douts) - _read_vector(delta, here))
         return _gather(dkeys, dscores, queries), _gather(dvalues, weights, douts)
 
