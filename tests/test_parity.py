@@ -265,15 +265,17 @@ def test_every_tensor_of_vit_b_moves_its_stage_by_a_hundred_tolerances() -> None
         assert not idle_tensors(variables, stage, decode, masks_moved)
 
 
+@pytest.mark.parametrize("attention", ["chunked", "rows", "plain"])
 @pytest.mark.parametrize("index", [0, 2], ids=["windowed", "global"])
-def test_full_width_vit_b_block_equals(index: int) -> None:
+def test_full_width_vit_b_block_equals(index: int, attention: str) -> None:
     """One block at 1024 pixels: 64 x 64 tokens of width 768, 12 heads."""
     config, (model, variables) = VARIANTS["vit_b"], weights("vit_b")
     x = np.random.default_rng(2).normal(size=(1, 64, 64, 768)).astype(np.float32)
     with torch.no_grad():
         want = model.image_encoder.blocks[index](torch.from_numpy(x)).numpy()
     window = 0 if index in config.global_blocks else config.window_size
-    block = Block(config.num_heads, config.mlp_ratio, window, config.trained_grid)
+    sizes = (config.num_heads, config.mlp_ratio, window, config.trained_grid)
+    block = Block(*sizes, attention=attention)
     params = variables["params"]["image_encoder"][f"blocks_{index:02d}"]
     got = jax.jit(block.apply)({"params": params}, x)
     np.testing.assert_allclose(got, want, atol=STAGE)
