@@ -1,5 +1,6 @@
 """The neutral padding law: what is not there, in a slot, a prompt or an image, has no influence."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from convert.official import to_variables
+from pp_jax.predict import predictor
 from pp_jax.sam import VARIANTS, Sam, SamOutput
 from pp_jax.types import (
     BACKGROUND,
@@ -189,3 +191,23 @@ def test_gradients_are_finite_when_every_slot_is_neutral(
     # No slot has a label, so no label's embedding has an influence.
     assert not np.any(gradient["prompt_encoder"]["point_embeddings_1"])
     assert not np.any(gradient["prompt_encoder"]["not_a_point_embed"])
+
+
+def test_masks_of_side_0_are_masks_that_nobody_gave(variables: dict, images: jax.Array) -> None:
+    embedding = encode(variables, images)
+    prompts = padded()
+    without = prompts._replace(has_mask=jnp.zeros_like(prompts.has_mask))
+    want = decode(variables, embedding, without)
+    got = decode(variables, embedding, without._replace(masks=jnp.zeros((3, PADDED_PROMPTS, 0, 0))))
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_some_prompts_at_a_time_answer_as_all_at_once(
+    variables: dict, images: jax.Array, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six prompts: by one, and by four, the last four of which are filled up."""
+    monkeypatch.setattr(predictor, "_AT_ONCE_ON_CPU", at_once)
+    embedding = encode(variables, images)
+    got = jax.jit(partial(predictor.predict, Sam(CONFIG)))(variables, embedding, padded())
+    assert_same(got, decode(variables, embedding, padded()))
