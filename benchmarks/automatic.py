@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from benchmarks import decoder, turns
 from benchmarks.peers import Place
+from benchmarks.weights import weigh
 from pp_jax.sam import VARIANTS, SamConfig
 
 PACKAGES = ("jax", "flax", "torch", "torchvision", "segment-anything")
@@ -127,7 +128,7 @@ def tune(settings: Benchmark) -> Benchmark:
 
     jax.config.update("jax_platforms", "cpu")  # The device is for those that take turns.
     config = VARIANTS[settings.variant]
-    model, variables = decoder.our_sam(config, weigh=partial(weigh, shifts=settings.shifts))
+    model, variables = decoder.our_sam(config, weigh=partial(weigh_objects, shifts=settings.shifts))
     points = (config.image_size * point_grid(_PER_SIDE)).astype(np.float32)[None, :, None]
     prompts = make_prompts(points=points, labels=np.ones(points.shape[:3], np.int32))
     found = jax.jit(partial(predict, model))(variables, draw_embedding(config), prompts).three()
@@ -144,11 +145,11 @@ def tune(settings: Benchmark) -> Benchmark:
     )
 
 
-def weigh(
+def weigh_objects(
     name: str, shape: tuple[int, ...], *, shifts: tuple[float, float, float]
 ) -> Float32[np.ndarray, "..."]:
     """The weights under an official name, of a model that finds objects."""
-    weights = decoder.weigh(name, shape)
+    weights = weigh(name, shape)
     for start, end, scale in _SCALES:
         if name.startswith(start) and name.endswith(end):
             weights = weights * np.float32(scale)
@@ -209,7 +210,7 @@ def _ours(settings: Benchmark) -> Generate:
 
     keep_freed_memory()
     config = VARIANTS[settings.variant]
-    model, variables = decoder.our_sam(config, weigh=partial(weigh, shifts=settings.shifts))
+    model, variables = decoder.our_sam(config, weigh=partial(weigh_objects, shifts=settings.shifts))
     known = {"known": {"embedding": draw_embedding(config)}}
     generator = SamAutomaticMaskGenerator(
         Known(model.config), variables | known, **_parameters(settings)
@@ -222,7 +223,7 @@ def _official(settings: Benchmark) -> Generate:
 
     config = VARIANTS[settings.variant]
     place = Place(config, 1, "float32", settings.device, settings.threads)
-    model = decoder.their_sam(place, weigh=partial(weigh, shifts=settings.shifts))
+    model = decoder.their_sam(place, weigh=partial(weigh_objects, shifts=settings.shifts))
     import torchvision
     from segment_anything import automatic_mask_generator as official
 

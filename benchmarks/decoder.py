@@ -11,8 +11,6 @@ Prints Markdown. All programs have the same random weights (`weigh`), so that th
 the same work. Their encoder has one block: it never runs, and would only hide the decoder's memory.
 """
 
-import re
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +29,7 @@ from benchmarks.peers import (
     start_torch,
     transformers_sam,
 )
+from benchmarks.weights import Weigh, weigh, weighed
 from pp_jax.sam import VARIANTS, SamConfig
 
 if TYPE_CHECKING:
@@ -43,7 +42,6 @@ PACKAGES = ("jax", "flax", "torch", "segment-anything", "transformers")
 # A turn makes several calls in a row, so that it takes a second or so: at least as many prompts.
 _PROMPTS, _CLICKS = 32, 8
 
-Weigh = Callable[[str, tuple[int, ...]], Float32[np.ndarray, "..."]]
 Decode = Callable[[], tuple[Any, Any]]  # Three logits and predicted IoU of each prompt.
 Click = Callable[[], np.ndarray]  # Three masks of the image's size.
 
@@ -145,21 +143,6 @@ def _repeated(run: turns.Run, calls: int) -> turns.Run:
 # The same weights, points and embedding for all.
 
 
-def weigh(name: str, shape: tuple[int, ...]) -> Float32[np.ndarray, "..."]:
-    """The random weights under an official name, the same in every process.
-
-    Kernels have variance 1 / fan-in, biases and norms vary by .2, codes and tokens are N(0, 1).
-    """
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
-    noise = rng.standard_normal(shape, np.float32)
-    if re.search(r"_embed(\.weight)?$|_embeddings\.|gaussian|_tokens?\.weight", name):
-        return noise
-    if len(shape) < 2:
-        return 0.2 * noise + np.float32(name.endswith("weight"))
-    fan_in = shape[0] if "output_upscaling" in name else np.prod(shape[1:])
-    return noise * np.float32(fan_in) ** -0.5
-
-
 def draw_points(config: SamConfig, count: int) -> Float32[np.ndarray, "N 2"]:
     """Points anywhere on the image, model frame."""
     points = np.random.default_rng(0).uniform(0, config.image_size, (count, 2))
@@ -183,24 +166,6 @@ def our_sam(config: SamConfig, *, weigh: Weigh = weigh) -> tuple["Sam", dict[str
 
     model = Sam(without_encoder(config))
     return model, weighed(model, weigh=weigh)
-
-
-def weighed(model: "Sam", *, weigh: Weigh = weigh) -> dict[str, Any]:
-    """Our variables, without the compilation of `init`, which takes more memory than a decoder."""
-    import jax
-
-    from convert.rules import correspondence
-    from pp_jax import tree
-    from pp_jax.sam.model import init
-
-    shapes = jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
-    flat = {
-        f"{entry.collection}/{entry.path}": entry.layout.to_flax(
-            weigh(name, entry.torch_shape), entry.shape
-        )
-        for name, entry in correspondence(shapes).items()
-    }
-    return jax.device_put(tree.unflatten(flat))
 
 
 def their_sam(place: Place, *, weigh: Weigh = weigh) -> "torch.nn.Module":

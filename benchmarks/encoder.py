@@ -15,6 +15,7 @@ from typing import Literal
 
 from benchmarks import flops, turns
 from benchmarks.peers import ENCODERS, PRODUCT_PROGRAMS, PRODUCTS, Place
+from benchmarks.weights import weighed
 from pp_jax.sam import VARIANTS, sized
 
 PACKAGES = ("jax", "flax", "torch", "segment-anything", "transformers", "keras", "keras-hub")
@@ -84,11 +85,10 @@ def ours(place: Place, *, attention: str = "auto") -> turns.Run:
 
     from pp_jax.memory import keep_freed_memory
     from pp_jax.sam import Sam
-    from pp_jax.sam.model import init
 
     keep_freed_memory()
     model = Sam(place.config, dtype=jax.numpy.dtype(place.dtype), attention=attention)
-    variables = init(model, jax.random.key(0))
+    variables = weighed(model)
     side = place.config.image_size
     image = jax.random.normal(jax.random.key(1), (place.batch, side, side, 3))
     encode = jax.jit(partial(model.apply, method="encode"))

@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from benchmarks import turns
-from benchmarks.decoder import draw_embedding, weighed
+from benchmarks.decoder import draw_embedding
+from benchmarks.weights import weighed
 from pp_jax.sam import VARIANTS, sized
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _circumstances(settings: Benchmark, curve: str) -> tuple[str, str, str, str]
         " ".join(f"{name}={getattr(settings, name)}" for name in told),
         ", ".join([f"Python {platform.python_version()}", *versions]),
         digest[:12],
-        f"{turns._processor()}, {os.cpu_count()} cores, {settings.device}",
+        f"{turns.processor()}, {os.cpu_count()} cores, {settings.device}",
     )
 
 

@@ -240,7 +240,7 @@ def print_machine(settings: object, packages: Sequence[str]) -> None:
     """Settings, versions, processor and GPU, as a list."""
     print(f"- {settings}")
     print(f"- Python {platform.python_version()}, {', '.join(map(_version, packages))}")
-    print(f"- {_processor()}, {os.cpu_count()} cores")
+    print(f"- {processor()}, {os.cpu_count()} cores")
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
         print(
@@ -255,7 +255,8 @@ def _version(package: str) -> str:
         return f"no {package}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     path = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", path.read_text()) if path.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

@@ -7,13 +7,13 @@ holds the current image, as the official one does; `predictor.py` has the pure f
 Differences: arrays are NumPy's, and a malformed prompt is an error instead of a silent guess.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from pp_jax.config import Look
 from pp_jax.predict.predictor import embed, predict
@@ -202,11 +202,11 @@ class SamPredictor:
             np.array(self.original_size, np.int32),
             canvas=canvas,
             multimask=multimask_output,
+            binary=not return_logits,
         )
         height, width = self.original_size
-        masks = np.asarray(masks[:count, :, :height, :width])
         return (
-            masks if return_logits else masks > 0,
+            np.asarray(masks)[:count, :, :height, :width],
             np.asarray(output.iou[0, :count]),
             np.asarray(output.logits[0, :count]),
         )
@@ -220,7 +220,7 @@ class SamPredictor:
 _embed = jax.jit(embed, static_argnames=("model", "stage"))
 
 
-@partial(jax.jit, static_argnames=("model", "canvas", "multimask"))
+@partial(jax.jit, static_argnames=("model", "canvas", "multimask", "binary"))
 def _decode(
     model: Sam,
     variables: Mapping[str, Any],
@@ -231,16 +231,17 @@ def _decode(
     *,
     canvas: tuple[int, int],
     multimask: bool,
-) -> tuple[SamOutput, Float[Array, "N M H W"]]:
+    binary: bool,  # On the device: a quarter of the bytes to fetch.
+) -> tuple[SamOutput, Num[Array, "N M H W"]]:
     output = predict(model, variables, embedding, make_prompts(**told))
     output = output.three() if multimask else output.single()
-    up: Callable = partial(
-        geometry.postprocess_masks,
-        side=model.config.image_size,
-        size=size,
-        original=original,
-        canvas=canvas,
-    )
+
+    def up(logits: Float[Array, "M h w"]) -> Num[Array, "M H W"]:
+        full = geometry.postprocess_masks(
+            logits, side=model.config.image_size, size=size, original=original, canvas=canvas
+        )
+        return full > 0 if binary else full
+
     return output, jax.lax.map(up, output.logits[0])
 
 
