@@ -103,12 +103,14 @@ def make_prompts(
 
     Raises:
       ValueError: Half of a pair is missing (labels of points, boxes of has_box, masks of has_mask),
-        or nothing tells `(B, N)`.
+        masks have no pixels, or nothing tells `(B, N)`.
     """
     if (points is None) != (labels is None):
         raise ValueError("points and labels go together: give both or neither")
     if (boxes is None and has_box is not None) or (masks is None and has_mask is not None):
         raise ValueError("has_box needs boxes and has_mask needs masks: give them or leave it out")
+    if masks is not None and not masks.shape[-1]:
+        raise ValueError(f"masks of shape {masks.shape} hold nothing: leave them out")
     known = [array.shape[:2] for array in (points, boxes, masks, valid) if array is not None]
     if not known and (batch is None or count is None):
         raise ValueError("no array tells the number of images and prompts: give batch and count")

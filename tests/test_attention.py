@@ -11,6 +11,7 @@ import torch
 
 from pp_jax.sam import attention
 from pp_jax.sam.attention import ATTENTIONS, choose_attention, fits_cudnn, folded_width
+from pp_jax.sam.image_encoder import gelu
 
 # Heads, width per head, grid: a window, a wide grid of one chunk, several chunks, a prime side.
 SHAPES = {
@@ -117,3 +118,24 @@ def test_a_cpu_attends_in_chunks_and_an_unknown_name_lists_the_rows() -> None:
     assert choose_attention("plain", width=96, dtype=jnp.float32) is ATTENTIONS["plain"]
     with pytest.raises(ValueError, match="unknown attention 'flash': choose auto, plain, chunked"):
         choose_attention("flash", width=96, dtype=jnp.float32)
+
+
+@pytest.mark.parametrize("name", ["cudnn", "tiled"])
+def test_a_kernel_for_gpus_is_refused_elsewhere_in_one_line(name: str) -> None:
+    with (
+        jax.default_device(jax.devices("cpu")[0]),
+        pytest.raises(ValueError, match=f"attention '{name}' does not run on cpu.*choose auto"),
+    ):
+        choose_attention(name, width=96, dtype=jnp.bfloat16)
+
+
+def test_gelu_and_its_slope_are_torchs_and_only_the_slope_is_kept() -> None:
+    x = np.linspace(-12, 12, 4001, dtype=np.float32)
+    leaf = torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    want = torch.nn.functional.gelu(leaf)
+    want.sum().backward()
+    np.testing.assert_allclose(gelu(x), want.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), leaf.grad.numpy(), atol=1e-6)
+    _, back = jax.vjp(gelu, jnp.asarray(x, jnp.bfloat16))
+    kept = [array for array in jax.tree.leaves(back) if array.shape == x.shape]
+    assert [array.dtype for array in kept] == [jnp.bfloat16]

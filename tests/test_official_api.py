@@ -61,6 +61,7 @@ def predictors(request: pytest.FixtureRequest):
 
 def assert_same(got: tuple, want: tuple) -> None:
     assert got[0].shape == want[0].shape
+    assert all(array.flags.writeable for array in got)
     assert (got[0] == want[0]).mean() >= 0.9999
     np.testing.assert_allclose(got[1], want[1], atol=1e-4)
     assert np.abs(got[2] - want[2]).max() / want[2].std() < 1e-3

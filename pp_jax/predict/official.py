@@ -205,10 +205,10 @@ class SamPredictor:
             binary=not return_logits,
         )
         height, width = self.original_size
-        return (
-            np.asarray(masks)[:count, :, :height, :width],
-            np.asarray(output.iou[0, :count]),
-            np.asarray(output.logits[0, :count]),
+        return (  # Copies, which can be written to, as officially.
+            np.asarray(masks)[:count, :, :height, :width].copy(),
+            np.asarray(output.iou)[0, :count].copy(),
+            np.asarray(output.logits)[0, :count].copy(),
         )
 
     def _require_image(self) -> None:

@@ -1,7 +1,7 @@
 """Attention of the image encoder: whole-grid or windowed, with decomposed relative positions.
 
 One formula, and a program for each kind of device: the rows of `ATTENTIONS`. But for `plain`, none
-ever writes down all scores of all heads.
+ever writes down all scores of the whole grid.
 """
 
 from collections.abc import Callable, Mapping
@@ -165,24 +165,28 @@ def choose_attention(name: str, *, width: int, dtype: jnp.dtype) -> Callable[...
       dtype: That attention computes in.
 
     Raises:
-      ValueError: There is no such row.
+      ValueError: There is no such row, or its kernel is not for this device, width or dtype.
     """
-    if name != "auto":
-        if name not in ATTENTIONS:
-            raise ValueError(f"unknown attention {name!r}: choose auto, {', '.join(ATTENTIONS)}")
-        return ATTENTIONS[name]
     device = default_device()
-    if device.platform == "cpu":
-        return ATTENTIONS["chunked"]
     capability = float(getattr(device, "compute_capability", None) or 0)  # None but on NVIDIA's.
-    return ATTENTIONS["cudnn" if fits_cudnn(width, dtype, capability=capability) else "rows"]
+    fits = fits_cudnn(width, dtype, capability=capability)
+    if name == "auto":
+        return ATTENTIONS["chunked" if device.platform == "cpu" else "cudnn" if fits else "rows"]
+    if name not in ATTENTIONS:
+        raise ValueError(f"unknown attention {name!r}: choose auto, {', '.join(ATTENTIONS)}")
+    told = f"attention {name!r} does not run on {device.device_kind}"
+    if name == "cudnn" and not fits:
+        raise ValueError(
+            f"{told} in {jnp.dtype(dtype).name} with heads {width} wide: it needs an NVIDIA GPU of "
+            "compute capability 8 (9 for heads above 128) and bfloat16; choose auto"
+        )
+    if name == "tiled" and (capability < 8 or jax.device_count() > 1):
+        raise ValueError(f"{told}: it needs one NVIDIA GPU of compute capability 8; choose auto")
+    return ATTENTIONS[name]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on a grid with decomposed relative positions.
-
-    The relative terms use the unscaled query, as the official code does.
-    """
+    """Multi-head self-attention on a grid with decomposed relative positions."""
 
     num_heads: int
     table_side: int  # Side of the grid that the relative positions were trained on.
@@ -251,8 +255,9 @@ def _attend_all(parts: Parts) -> Float[Array, "*n L d"]:
     """
     query, key, value, vertical, horizontal = parts
     scores = jnp.einsum("...Ld,...Td->...LT", query, key, preferred_element_type=jnp.float32)
+    vertical, horizontal = vertical.astype(jnp.float32), horizontal.astype(jnp.float32)
     bias = vertical[..., :, None] + horizontal[..., None, :]  # *n L h w
-    scores = scores + bias.reshape(scores.shape).astype(jnp.float32)
+    scores = scores + bias.reshape(scores.shape)
     highest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))  # It cancels.
     weights = jnp.exp(scores - highest)
     # Divided after the product: by d numbers instead of T.
