@@ -15,20 +15,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32
 
-from benchmarks import flops, turns
-from benchmarks.peers import (
-    PRODUCT_PROGRAMS,
-    PRODUCTS,
-    Place,
-    official_sam,
-    start_torch,
-    transformers_sam,
-)
+from benchmarks import turns
+from benchmarks.peers import Place, blocking, official_sam, start_torch, transformers_sam
 from benchmarks.weights import Weigh, weigh, weighed
 from pp_jax.sam import VARIANTS, SamConfig
 
@@ -38,9 +31,6 @@ if TYPE_CHECKING:
     from pp_jax.sam import Sam
 
 PACKAGES = ("jax", "flax", "torch", "segment-anything", "transformers")
-
-# A turn makes several calls in a row, so that it takes a second or so: at least as many prompts.
-_PROMPTS, _CLICKS = 32, 8
 
 Decode = Callable[[], tuple[Any, Any]]  # Three logits and predicted IoU of each prompt.
 Click = Callable[[], np.ndarray]  # Three masks of the image's size.
@@ -59,49 +49,29 @@ class Benchmark(turns.Settings):
     shown: tuple[int, int] = (2048, 1500)
     """Width and height of the image that is clicked on."""
 
+    turn_s: ClassVar[float] = 1.0
+
 
 def main() -> None:
     """Measure, and print a table for each number of prompts and each variant clicked on."""
     settings = turns.read(Benchmark, make_programs)
     turns.print_machine(settings, PACKAGES)
-    config = VARIANTS[settings.variant]
-    config = VARIANTS[settings.variant]
-    product = flops.product_flops(config, batch=1, products=PRODUCTS[settings.device])
     for count in settings.prompts:
         print(f"\n`{settings.variant}`, {count} prompts of one point, on one embedding:\n")
-        rows = _measure(replace(settings, prompts=(count,), clicks=()), calls=_calls(count))
-        cost = flops.decoder_flops(config, count, points=2)
-        print(turns.table(rows, count=count, unit="prompts", flops=cost, product_flops=product))
+        rows = _measure(replace(settings, prompts=(count,), clicks=()))
+        print(turns.table(rows, count=count, unit="prompts"))
     for variant in settings.clicks:
         width, height = settings.shown
         print(f"\n`{variant}`, one click on a stored embedding, image of {width} x {height}:\n")
-        rows = _measure(replace(settings, prompts=(), clicks=(variant,)), calls=_CLICKS)
+        rows = _measure(replace(settings, prompts=(), clicks=(variant,)))
         print(turns.table(rows, count=1, unit="clicks"))
 
 
-def _measure(settings: Benchmark, *, calls: int) -> dict[str, turns.Measured | str]:
-    """Seconds of one call."""
+def _measure(settings: Benchmark) -> dict[str, turns.Measured | str]:
     programs = make_programs(settings)
-    rows = turns.take_turns(
-        "benchmarks.decoder",
-        programs,
-        settings,
-        repeats=settings.repeats,
-        keep=[name for name in settings.keep if name in programs],
-    )
-    return {
-        name: row if name in turns.MATMULS else _of_one(row, calls) for name, row in rows.items()
-    }
-
-
-def _of_one(row: turns.Measured | str, calls: int) -> turns.Measured | str:
-    if isinstance(row, str):
-        return row
-    return replace(row, seconds=tuple(seconds / calls for seconds in row.seconds))
-
-
-def _calls(count: int) -> int:
-    return -(-_PROMPTS // count)
+    # Not every peer that decodes can be clicked on.
+    keep = [name for name in settings.keep if name in programs]
+    return turns.take_turns("benchmarks.decoder", programs, settings, keep=keep)
 
 
 def make_programs(settings: Benchmark) -> Mapping[str, turns.Prepare]:
@@ -109,35 +79,16 @@ def make_programs(settings: Benchmark) -> Mapping[str, turns.Prepare]:
     if settings.clicks:
         place = _place(settings, settings.clicks[0])
         return {
-            name: partial(_prepare_click, build, place, settings.shown)
+            name: partial(build, place, settings.shown)  # What is on the host has ended.
             for name, build in CLICKS.items()
         }
     place = _place(settings, settings.variant)
-    programs = {
-        name: partial(_prepare_decoder, build, place, settings.prompts[0])
-        for name, build in DECODERS.items()
-    }
-    return programs | {name: partial(build, place) for name, build in PRODUCT_PROGRAMS.items()}
+    points = draw_points(place.config, settings.prompts[0])
+    return {name: partial(build, place, points) for name, build in DECODERS.items()}
 
 
 def _place(settings: Benchmark, variant: str) -> Place:
-    return Place(VARIANTS[variant], 1, "float32", settings.device, settings.threads)
-
-
-def _prepare_decoder(build: Callable[..., Decode], place: Place, count: int) -> turns.Run:
-    return _repeated(build(place, draw_points(place.config, count)), _calls(count))
-
-
-def _prepare_click(build: Callable[..., Click], place: Place, shown: tuple[int, int]) -> turns.Run:
-    return _repeated(build(place, shown), _CLICKS)  # What is on the host has ended.
-
-
-def _repeated(run: turns.Run, calls: int) -> turns.Run:
-    def runs() -> None:
-        for _ in range(calls):
-            run()
-
-    return runs
+    return Place(VARIANTS[variant], 1, "float32", settings.device)
 
 
 # The same weights, points and embedding for all.
@@ -234,7 +185,7 @@ def _official(place: Place, points: Float[np.ndarray, "N 2"]) -> Decode:
             multimask_output=True,
         )
 
-    return _ended(decode, place)
+    return blocking(decode, clicks.device)
 
 
 def _transformers(place: Place, points: Float[np.ndarray, "N 2"], *, attention: str) -> Decode:
@@ -265,20 +216,7 @@ def _transformers(place: Place, points: Float[np.ndarray, "N 2"], *, attention: 
         )
         return answer.pred_masks[0], answer.iou_scores[0]
 
-    return _ended(decode, place)
-
-
-def _ended(decode: Decode, place: Place) -> Decode:
-    """What returns when the GPU has ended."""
-    import torch
-
-    def run() -> tuple:
-        found = decode()
-        if place.device == "cuda":
-            torch.cuda.synchronize()
-        return found
-
-    return run
+    return blocking(decode, clicks.device)
 
 
 def _in_torch(place: Place, points: np.ndarray) -> "tuple[torch.Tensor, torch.Tensor]":

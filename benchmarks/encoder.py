@@ -43,13 +43,7 @@ def main() -> None:
     """Measure, and print the table."""
     settings = turns.read(Benchmark, make_programs)
     turns.print_machine(settings, PACKAGES)
-    rows = turns.take_turns(
-        "benchmarks.encoder",
-        make_programs(settings),
-        settings,
-        repeats=settings.repeats,
-        keep=settings.keep,
-    )
+    rows = turns.take_turns("benchmarks.encoder", make_programs(settings), settings)
     place = _place(settings)
     products = PRODUCTS[settings.device]
     print()
@@ -76,7 +70,7 @@ def make_programs(settings: Benchmark) -> Mapping[str, turns.Prepare]:
 
 def _place(settings: Benchmark) -> Place:
     config = sized(settings.variant, settings.image_size)
-    return Place(config, settings.batch, settings.dtype, settings.device, settings.threads)
+    return Place(config, settings.batch, settings.dtype, settings.device)
 
 
 def ours(place: Place, *, attention: str = "auto") -> turns.Run:

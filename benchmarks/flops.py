@@ -31,9 +31,9 @@ def _attention(c: SamConfig, whole: bool) -> int:
 def decoder_flops(config: SamConfig, prompts: int, points: int) -> int:
     """Of all masks of `prompts` prompts on one image, each of `points` points and no mask.
 
-    The projections of the image in the first layer are the same for all prompts and count once;
-    the official decoder computes them for each. The point that is added to prompts without a box
-    counts as one; a box is two.
+    As the official decoder is written; ours needs fewer. But the projections of the image in the
+    first layer are the same for all prompts and count once: the official one repeats them for each.
+    The point that is added to prompts without a box counts as one; a box is two.
     """
     c, places = config, config.grid**2
     D, half, masks = c.out_dim, c.out_dim // 2, c.multimask_outputs + 1

@@ -125,7 +125,7 @@ def point(settings: Benchmark, curve: str, value: int) -> Point:
         return known[unmeasured.name]
     one = replace(settings, curves=(curve,), **{curve: (value,)})
     programs = make_programs(one)
-    (row,) = turns.take_turns("benchmarks.growth", programs, one, repeats=one.repeats).values()
+    (row,) = turns.take_turns("benchmarks.growth", programs, one).values()
     measured = (
         unmeasured._replace(failed=row)
         if isinstance(row, str)

@@ -3,12 +3,15 @@
     python -m benchmarks.parts --variant vit_b --repeats 7
 
 Prints Markdown: milliseconds of a part, how often it stands in the encoder, the product. The parts
-of a part are indented below it. In each repeat every part runs once before any runs again.
+of a part follow it with a dash. In each repeat every part runs once before any runs again.
+
+Parts do not add up to the encoder: by itself a part reads its input from memory and writes its
+result there, and in the encoder XLA makes one loop of what follows one another (residuals, norms).
 """
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -56,27 +59,26 @@ def main() -> None:
     settings = tyro.cli(Benchmark)
     keep_freed_memory()
     parts = make_parts(VARIANTS[settings.variant], attention=settings.attention)
-    for part in parts.values():
+    for _, part in parts:
         part.run()
-    seconds: dict[str, list[float]] = {name: [] for name in parts}
+    seconds: list[list[float]] = [[] for _ in parts]
     for _ in range(settings.repeats):
-        for name, part in parts.items():
+        for times, (_, part) in zip(seconds, parts, strict=True):
             begun = time.perf_counter()
             part.run()
-            seconds[name].append(time.perf_counter() - begun)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    whole = medians["whole encoder"]
+            times.append(time.perf_counter() - begun)
+    medians = [statistics.median(times) for times in seconds]
     print(f"- jax {jax.__version__}, {jax.devices()[0].device_kind}, {settings}\n")
     print("| part | ms | times | ms in all | share |")
     print("|---|---:|---:|---:|---:|")
-    for name, part in parts.items():
-        total = part.count * medians[name]
-        cells = (f"{1e3 * medians[name]:.1f}", str(part.count), f"{1e3 * total:.0f}")
-        print(f"| {name} | {' | '.join(cells)} | {100 * total / whole:.0f} % |")
+    for median, (name, part) in zip(medians, parts, strict=True):
+        total = part.count * median
+        cells = (f"{1e3 * median:.1f}", str(part.count), f"{1e3 * total:.0f}")
+        print(f"| {name} | {' | '.join(cells)} | {100 * total / medians[0]:.0f} % |")
 
 
-def make_parts(c: SamConfig, *, attention: str) -> Mapping[str, Part]:
-    """The parts by name, in the encoder's order."""
+def make_parts(c: SamConfig, *, attention: str) -> Sequence[tuple[str, Part]]:
+    """Names and parts: the whole encoder, then its parts in their order."""
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
@@ -102,19 +104,35 @@ def make_parts(c: SamConfig, *, attention: str) -> Mapping[str, Part]:
     def together(x: jax.Array) -> jax.Array:
         return from_windows(to_windows(x, side=c.window_size), batch=1, height=g, width=g)
 
-    return {
-        "whole encoder": module(ImageEncoder(c, attention=attention), image, 1),
-        "patches": module(PatchEmbed(c.patch_size, D), image, 1),
-        "attention of a window block": module(attend(c.window_size), windows, narrow),
-        "- its products with weights": module(_Products((3 * D, D)), windows, narrow),
-        "- into windows and back": function(together, tokens, narrow),
-        "attention of a global block": module(attend(c.trained_grid), tokens, len(wide)),
-        "- its products with weights ": module(_Products((3 * D, D)), tokens, len(wide)),
-        "MLP": module(Mlp(c.mlp_ratio * D), tokens, c.depth),
-        "- its products with weights  ": module(_Products((c.mlp_ratio * D, D)), tokens, c.depth),
-        "- GELU": function(gelu, hidden, c.depth),
-        "LayerNorm": module(layer_norm(epsilon=1e-6, dtype=jnp.float32), tokens, 2 * c.depth),
-    }
+    weights = "- its products with weights"
+    return (
+        ("whole encoder", module(ImageEncoder(c, attention=attention), image, 1)),
+        ("patches", module(PatchEmbed(c.patch_size, D), image, 1)),
+        ("into windows and back", function(together, tokens, narrow)),
+        ("attention of a window block", module(attend(c.window_size), windows, narrow)),
+        (weights, module(_Products((3 * D, D)), windows, narrow)),
+        ("attention of a global block", module(attend(c.trained_grid), tokens, len(wide))),
+        (weights, module(_Products((3 * D, D)), tokens, len(wide))),
+        ("MLP", module(Mlp(c.mlp_ratio * D), tokens, c.depth)),
+        (weights, module(_Products((c.mlp_ratio * D, D)), tokens, c.depth)),
+        ("- GELU", function(gelu, hidden, c.depth)),
+        ("LayerNorm", module(layer_norm(epsilon=1e-6, dtype=jnp.float32), tokens, 2 * c.depth)),
+        ("residual", function(lambda x: x + tokens, tokens, 2 * c.depth)),
+        ("neck", module(_Neck(c.out_dim), tokens, 1)),
+    )
+
+
+class _Neck(nn.Module):
+    """The end of `ImageEncoder`."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.Conv(self.width, (1, 1), use_bias=False)(x)
+        x = layer_norm(epsilon=1e-6, dtype=jnp.float32)(x)
+        x = nn.Conv(self.width, (3, 3), padding=1, use_bias=False)(x)
+        return layer_norm(epsilon=1e-6, dtype=jnp.float32)(x)
 
 
 class _Products(nn.Module):

@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from benchmarks.turns import MATMULS, Run
 from pp_jax.sam import SamConfig
 
 if TYPE_CHECKING:
     import torch
+
+R = TypeVar("R")
 
 # Products that a turn of `MATMULS` makes: a second or so on two cores, some 10 ms on a GPU.
 PRODUCTS: Mapping[str, int] = MappingProxyType({"cpu": 8, "cuda": 256})
@@ -35,7 +37,6 @@ class Place:
     batch: int
     dtype: str  # "float32" or "bfloat16", of the compute.
     device: str  # "cpu" or "cuda".
-    threads: int = 0  # Of torch on a CPU; 0: one for each core.
 
 
 def start_torch(place: Place) -> "torch.device":
@@ -47,7 +48,7 @@ def start_torch(place: Place) -> "torch.device":
     import torch
 
     if place.device == "cpu":
-        torch.set_num_threads(place.threads or os.cpu_count())
+        torch.set_num_threads(os.cpu_count())  # XLA always takes all cores.
     elif not torch.cuda.is_available():
         raise RuntimeError(f"torch {torch.__version__} sees no GPU")
     # XLA rounds float32 products to TF32 on a GPU: so may torch.
@@ -55,14 +56,15 @@ def start_torch(place: Place) -> "torch.device":
     return torch.device(place.device)
 
 
-def blocking(function: Callable[[], Any], device: "torch.device") -> Run:
+def blocking(function: Callable[[], R], device: "torch.device") -> Callable[[], R]:
     """The function, ended when the device has ended."""
     import torch
 
-    def run() -> None:
-        function()
+    def run() -> R:
+        found = function()
         if device.type == "cuda":
             torch.cuda.synchronize()
+        return found
 
     return run
 

@@ -78,6 +78,7 @@ def main() -> None:
     cv2.setNumThreads(settings.threads)
     keep_freed_memory()  # As the fronts do; the peers gain by it, too.
     print_machine(settings, PACKAGES)
+    print(f"- jax on {jax.devices()[0].device_kind}, OpenCV with {cv2.getNumThreads()} threads")
     batch, sizes = read_batch(settings)
     rows = {name: time_row(name, batch, sizes, settings) for name in tqdm(settings.filters)}
     print(filter_table(rows))

@@ -5,7 +5,8 @@
         --device cuda --remat
 
 One box on each image; SAM's loss; AdamW; weights in float32 and random. In torch: the official
-model, its encoder without gradients where it is frozen, bfloat16 by autocast. Prints Markdown.
+model, its encoder without gradients where it is frozen, bfloat16 by autocast; once with the encoder
+of transformers in its place. Prints Markdown.
 `benchmarks/peers.py` says how the peers are installed.
 """
 
@@ -19,13 +20,21 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from benchmarks import flops, turns
-from benchmarks.peers import PRODUCT_PROGRAMS, PRODUCTS, Place, blocking, official_sam, start_torch
+from benchmarks.peers import (
+    PRODUCT_PROGRAMS,
+    PRODUCTS,
+    Place,
+    blocking,
+    official_sam,
+    start_torch,
+    transformers_sam,
+)
 from pp_jax.sam import VARIANTS, sized
 
 if TYPE_CHECKING:
     import torch
 
-PACKAGES = ("jax", "flax", "optax", "torch", "segment-anything")
+PACKAGES = ("jax", "flax", "optax", "torch", "segment-anything", "transformers")
 _RATE, _DECAY = 1e-4, 1e-4
 _FOCAL = 20.0  # Dice and the error of the predicted IoU weigh 1.
 
@@ -42,13 +51,7 @@ def main() -> None:
     """Measure, and print the table."""
     settings = turns.read(Benchmark, make_programs)
     turns.print_machine(settings, PACKAGES)
-    rows = turns.take_turns(
-        "benchmarks.training",
-        make_programs(settings),
-        settings,
-        repeats=settings.repeats,
-        keep=settings.keep,
-    )
+    rows = turns.take_turns("benchmarks.training", make_programs(settings), settings)
     config, products = sized(settings.variant, settings.image_size), PRODUCTS[settings.device]
     print()
     print(
@@ -122,15 +125,27 @@ def ours(place: Place, *, policy: str, remat: bool = False, attention: str = "au
     return run
 
 
-def official(place: Place, *, policy: str, sdpa: bool = False, compiled: bool = False) -> turns.Run:
-    """The same step with the official model."""
+def official(
+    place: Place,
+    *,
+    policy: str,
+    sdpa: bool = False,
+    compiled: bool = False,
+    transformers: bool = False,
+) -> turns.Run:
+    """The same step with the official model, with its own encoder or that of transformers."""
     import torch
 
     device = start_torch(place)
-    model = official_sam(place.config, sdpa=sdpa).to(device)
+    model = official_sam(place.config, sdpa=sdpa)
+    if transformers:
+        other = transformers_sam(place.config, attention="sdpa", dtype="float32")
+        model.image_encoder = other.vision_encoder
+        model.image_encoder.img_size = place.config.image_size  # `preprocess` reads it.
+    model = model.to(device)
     (model if policy == "full" else model.mask_decoder).requires_grad_(True)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY, fused=True)
     images, targets, boxes = (torch.from_numpy(x).to(device) for x in draw(place))
     bfloat16 = place.dtype == "bfloat16"
 
@@ -138,6 +153,7 @@ def official(place: Place, *, policy: str, sdpa: bool = False, compiled: bool = 
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             with torch.set_grad_enabled(policy == "full"):
                 embedding = model.image_encoder(model.preprocess(images.permute(0, 3, 1, 2)))
+                embedding = getattr(embedding, "last_hidden_state", embedding)
                 sparse, dense = model.prompt_encoder(points=None, boxes=boxes[:, 0], masks=None)
             logits, iou = decode(model, embedding, sparse, dense)
         return loss(logits.float(), iou.float(), targets)
@@ -208,6 +224,7 @@ OFFICIAL: Mapping[str, Callable[..., turns.Run]] = MappingProxyType(
         "official-sdpa": partial(official, sdpa=True),
         "official-compiled": partial(official, compiled=True),
         "official-sdpa-compiled": partial(official, sdpa=True, compiled=True),
+        "transformers-sdpa": partial(official, transformers=True),
     }
 )
 
@@ -237,7 +254,7 @@ class Benchmark(turns.Settings):
 def make_programs(settings: Benchmark) -> Mapping[str, turns.Prepare]:
     """What takes turns: the programs asked for, and the products."""
     config = sized(settings.variant, settings.image_size)
-    place = Place(config, settings.batch, settings.dtype, settings.device, settings.threads)
+    place = Place(config, settings.batch, settings.dtype, settings.device)
     own = partial(ours, remat=settings.remat)
     builds = {"ours": own} | OFFICIAL
     chosen = {name: builds[name] for name in settings.programs}

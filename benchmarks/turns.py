@@ -1,16 +1,20 @@
 """Programs measured side by side: each in a process of its own, one at a time, in turn.
 
+On a GPU they do not take turns: each process ends before the next one starts, since together they
+would not fit into the GPU's memory.
+
 A benchmark's module has one function from its settings to its programs, and a `main`:
 
     settings = turns.read(Benchmark, make_programs)  # In a worker's process this does not return.
     turns.print_machine(settings, ("jax", "torch"))
-    rows = turns.take_turns(
-        "benchmarks.encoder", make_programs(settings), settings,
-        repeats=settings.repeats, keep=settings.keep,
-    )
+    rows = turns.take_turns("benchmarks.encoder", make_programs(settings), settings)
     print(turns.table(rows, count=settings.batch, flops=...))
 
-What else the machine does strikes all alike, and peak memory is each program's own.
+In turn, what else the machine does strikes all alike; peak memory is each program's own.
+
+On a CPU our programs keep freed memory for the next call (`pp_jax.memory`), because all our fronts
+do. Users of the peers do not, and so neither do the peers, but in rows that `keep` adds to show
+what that setting alone does for them.
 """
 
 import importlib.metadata
@@ -28,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import ClassVar, Literal, NoReturn, TypeVar
 
 import tyro
 from tqdm import tqdm
@@ -40,6 +44,7 @@ Prepare = Callable[[], Run]
 
 MATMULS = ("matmul jax", "matmul torch")  # Rows that measure what the machine can do at most.
 KEPT = ", kept"
+_GPU_TURN = 1.0  # Seconds that a turn on a GPU lasts at least: a call may take a millisecond.
 _PAUSE = 0.3  # Seconds before a turn: the threads of the program before spin for .2 s.
 _MIB = 2**20
 
@@ -50,22 +55,23 @@ class Settings:
 
     device: Literal["cpu", "cuda"] = "cpu"
     """Where all programs run."""
-    threads: int = 0
-    """Of torch on a CPU; 0: one for each core."""
     repeats: int = 5
     """Of which medians are taken."""
     keep: tuple[str, ...] = ()
-    """Programs to run once more with freed memory kept for the next call, as ours do."""
+    """Peers to run once more, as `NAME, kept`, with freed memory kept for the next call: our fronts
+    keep it, users of the peers do not, and such a row shows a peer with the same setting."""
+
+    turn_s: ClassVar[float] = 0.0  # Seconds that a turn on a CPU lasts at least; 0: of one call.
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds of each turn, and the most memory of the process."""
+    """Seconds of a call in each turn, and the most memory of the process."""
 
     seconds: tuple[float, ...]
     peak_mib: float  # On a GPU the framework's own peak of the device, else resident.
     first_s: float  # Of the first run, which compiles; it is in no median.
-    platform: str  # "cpu" or "gpu".
+    before_mib: float | None = None  # Resident before the program was prepared; None on a GPU.
 
     @property
     def median(self) -> float:
@@ -85,33 +91,43 @@ def read(kind: type[S], programs: Callable[[S], Mapping[str, Prepare]]) -> S:
     settings = tyro.cli(kind, args=arguments[2:])
     if name.endswith(KEPT):
         keep_freed_memory()
-    serve(programs(settings)[name.removesuffix(KEPT)], device=settings.device)
+    serve(programs(settings)[name.removesuffix(KEPT)], settings)
 
 
-def serve(prepare: Prepare, *, device: str) -> NoReturn:
+def serve(prepare: Prepare, settings: Settings) -> NoReturn:
     """The worker's end of `take_turns`: one line of JSON for each line that comes in."""
+    device, least = settings.device, settings.turn_s
+    if device == "cuda":
+        least = _GPU_TURN
+    before = _resident("VmRSS") if device == "cpu" else None
     # What libraries print goes to stderr.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         run = prepare()
-        first = _seconds(run)
-        print(
-            json.dumps({"ready": True, "first_s": first, "platform": _PLATFORMS[device]}),
-            file=answers,
-        )
+        ready = {"ready": True, "first_s": seconds_of(run), "before_mib": before}
+        print(json.dumps(ready), file=answers)
         for _ in sys.stdin:
-            seconds = _seconds(run)
+            seconds = seconds_of(run, least=least)
             print(json.dumps({"seconds": seconds, "peak_mib": peak_mib(device)}), file=answers)
     except (Exception, SystemExit) as error:
         print(json.dumps({"error": _one_line(error)}), file=answers)
     sys.exit(0)
 
 
-def _seconds(run: Run) -> float:
-    begun = time.perf_counter()
-    run()
-    return time.perf_counter() - begun
+def seconds_of(run: Run, *, least: float = 0.0) -> float:
+    """Seconds of one call, on average over at least `least` seconds of calls after one untimed.
+
+    At 0 there is one call, and none before it.
+    """
+    if least:
+        run()
+    begun, calls, passed = time.perf_counter(), 0, 0.0
+    while not calls or passed < least:
+        run()
+        calls += 1
+        passed = time.perf_counter() - begun
+    return passed / calls
 
 
 def _one_line(error: BaseException) -> str:
@@ -123,8 +139,7 @@ def peak_mib(device: str) -> float:
     """The most memory that this process has held: resident, or on the GPU as its framework says."""
     if device == "cpu":
         # Not `ru_maxrss`, which a process inherits from the one that started it.
-        status = Path("/proc/self/status").read_text()
-        return int(re.search(r"VmHWM:\s*(\d+) kB", status)[1]) / 1024
+        return _resident("VmHWM")
     torch = sys.modules.get("torch")
     if torch and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / _MIB
@@ -133,11 +148,18 @@ def peak_mib(device: str) -> float:
     return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / _MIB
 
 
+def _resident(field: str) -> float:
+    """MiB of this process: `VmRSS` now, `VmHWM` at most."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s*(\d+) kB", status)[1]) / 1024
+
+
 class _Worker:
     """A program in a process of its own."""
 
     def __init__(self, module: str, name: str, settings: Settings):
-        preallocate = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # All programs share the GPU.
+        # Else XLA takes three quarters of the GPU at once, and can never have more.
+        preallocate = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, "--worker", name, *options(settings)],
             stdin=subprocess.PIPE,
@@ -176,22 +198,34 @@ def take_turns(
     programs: Mapping[str, Prepare],
     settings: Settings,
     *,
-    repeats: int,
-    keep: Sequence[str] = (),
+    keep: Sequence[str] | None = None,
 ) -> dict[str, Measured | str]:
     """What each program took, or why there is nothing to say.
 
-    A round is one run of each program, in an order of its own. Before the first round each has
-    run once, unmeasured.
+    A round is one turn of each program, in an order of its own. Before the first round each has
+    run once, unmeasured. On a GPU a program has all its turns before the next one starts.
+
+    Args:
+      keep: In place of `settings.keep`.
 
     Raises:
       ValueError: `keep` names no program.
     """
+    keep = settings.keep if keep is None else keep
     for name in keep:
         if name not in programs:
             raise ValueError(f"keep: {name} is none of the programs {', '.join(programs)}")
-    failed, ready, turns = {}, {}, {}
     names = [*programs, *(name + KEPT for name in keep)]
+    together = [[name] for name in names] if settings.device == "cuda" else [names]
+    rows = {}
+    for some in together:
+        rows |= _rounds(module, some, settings)
+    return rows
+
+
+def _rounds(module: str, names: Sequence[str], settings: Settings) -> dict[str, Measured | str]:
+    """Of processes that are all there from the first round to the last."""
+    failed, ready, turns = {}, {}, {}
     with ExitStack() as stack:
         workers: dict[str, _Worker] = {}
         for name in (bar := tqdm(names, desc="prepare")):
@@ -202,7 +236,7 @@ def take_turns(
                 failed[name] = answer["error"]
             else:
                 workers[name], ready[name], turns[name] = worker, answer, []
-        for round in tqdm(range(repeats), desc="rounds"):
+        for round in tqdm(range(settings.repeats), desc="rounds"):
             for name in random.Random(round).sample(list(workers), len(workers)):
                 time.sleep(_PAUSE)
                 answer = workers[name].turn()
@@ -219,7 +253,7 @@ def take_turns(
 
 def _measured(ready: Mapping, turns: Sequence[Mapping]) -> Measured:
     seconds = tuple(turn["seconds"] for turn in turns)
-    return Measured(seconds, turns[-1]["peak_mib"], ready["first_s"], ready["platform"])
+    return Measured(seconds, turns[-1]["peak_mib"], ready["first_s"], ready["before_mib"])
 
 
 def options(settings: Settings) -> list[str]:
@@ -247,6 +281,9 @@ def print_machine(settings: object, packages: Sequence[str]) -> None:
             f"- {subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()}"
         )
 
+    if isinstance(settings, Settings):
+        print(_GPU_NOTES if settings.device == "cuda" else _CPU_NOTES)
+
 
 def _version(package: str) -> str:
     try:
@@ -271,7 +308,9 @@ def table(
     product_flops: int | None = None,
     ours: str = "ours",
 ) -> str:
-    """Markdown: seconds, times ours, units per second, TFLOP/s and their share, peak MiB.
+    """Markdown: seconds, times ours, units per second, TFLOP/s and their share, MiB.
+
+    A column in which there would be nothing is left out.
 
     Args:
       rows: Of `take_turns`. The rows of `MATMULS` give the rate that others have a share of: the
@@ -284,13 +323,11 @@ def table(
     """
     measured = {name: row for name, row in rows.items() if isinstance(row, Measured)}
     rates = [product_flops / row.median for name, row in measured.items() if name in MATMULS]
-    lines = [
-        f"| program | s | times ours | {unit}/s | TFLOP/s | of the product rate | peak MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    head = ["program", "s", "times ours", f"{unit}/s", "TFLOP/s", "of the product rate"]
+    lines = [[*head, "peak MiB", "MiB before"]]
     for name, row in rows.items():
         if isinstance(row, str):
-            lines.append(f"| {name} | {row.replace('|', '/')} | | | | | |")
+            lines.append([name, row.replace("|", "/"), *[""] * 6])
             continue
         done = product_flops if name in MATMULS else flops
         times = row.median / measured[ours].median if ours in measured else None
@@ -301,9 +338,19 @@ def table(
             "" if done is None else f"{done / row.median / 1e12:.3g}",
             "" if done is None or not rates else f"{100 * done / row.median / max(rates):.0f} %",
             f"{row.peak_mib:.0f}",
+            "" if row.before_mib is None else f"{row.before_mib:.0f}",
         ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([name, *cells])
+    columns = [cells for cells in zip(*lines, strict=True) if any(cells[1:])]
+    lines = [f"| {' | '.join(cells)} |" for cells in zip(*columns, strict=True)]
+    return "\n".join([lines[0], "|---|" + "---:|" * (len(columns) - 1), *lines[1:]])
 
 
-_PLATFORMS = {"cpu": "cpu", "cuda": "gpu"}
+_CPU_NOTES = """\
+- Programs take turns. Peak MiB: the most that the process held, its libraries included; MiB before:
+  what it held before the program was prepared. That is Python and jax, which brings the sizes of
+  the model: of a program in torch or keras, subtract it to leave out what is not its own."""
+_GPU_NOTES = f"""\
+- On the GPU programs run one after another, not in turn: the process of one ends before the next
+  one starts. A turn repeats the call for {_GPU_TURN:g} s after one untimed; s is of one call.
+- Peak MiB: of the device, as the framework counts it."""
