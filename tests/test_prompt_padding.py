@@ -202,12 +202,20 @@ def test_masks_of_side_0_are_masks_that_nobody_gave(variables: dict, images: jax
     assert_same(got, want)
 
 
-@pytest.mark.parametrize("at_once", [1, 4])
+@pytest.mark.parametrize(("at_once", "with_masks"), [(1, True), (4, False)])
 def test_some_prompts_at_a_time_answer_as_all_at_once(
-    variables: dict, images: jax.Array, at_once: int, monkeypatch: pytest.MonkeyPatch
+    variables: dict,
+    images: jax.Array,
+    at_once: int,
+    with_masks: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Six prompts: by one, and by four, the last four of which are filled up."""
     monkeypatch.setattr(predictor, "_AT_ONCE_ON_CPU", at_once)
+    prompts = padded()
+    if not with_masks:
+        none = jnp.zeros_like(prompts.has_mask)
+        prompts = prompts._replace(has_mask=none, masks=prompts.masks[..., :0, :0])
     embedding = encode(variables, images)
-    got = jax.jit(partial(predictor.predict, Sam(CONFIG)))(variables, embedding, padded())
-    assert_same(got, decode(variables, embedding, padded()))
+    got = jax.jit(partial(predictor.predict, Sam(CONFIG)))(variables, embedding, prompts)
+    assert_same(got, decode(variables, embedding, prompts))

@@ -14,16 +14,15 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
-from pp_jax.predict.predictor import embed, predict
+from pp_jax.predict.predictor import embed, predict, prompts_at_once
 from pp_jax.preprocess import geometry
 from pp_jax.preprocess import roi as regions
 from pp_jax.prompts import make_prompts
 from pp_jax.sam import Sam
-from pp_jax.sharding import default_device
 from pp_jax.types import NEUTRAL
 
 # Shapes are rounded up to these, so that few compile whatever is asked.
-_PROMPTS = 4  # In one call, but for CPUs, which gain nothing by more than 1.
+_PROMPTS = 4  # In one call, at most.
 _POINTS = (1, 4, 12)  # One click, a scribble, ten clicks; beyond, multiples of the last.
 _CANVAS = 256
 
@@ -274,7 +273,7 @@ def _decode_marks(
 ) -> Decoded:
     count = _count(marks)
     frames = {"original": embedded.window.size, "resized": embedded.size}
-    at_once = 1 if default_device().platform == "cpu" else _PROMPTS
+    at_once = min(_PROMPTS, prompts_at_once())
     slots, low = -(-max(count, 1) // at_once) * at_once, model.config.mask_side
     width = 0 if marks.points is None else marks.points.shape[1]
     places = next((p for p in _POINTS if width <= p), -(-width // _POINTS[-1]) * _POINTS[-1])

@@ -31,7 +31,6 @@ from pp_jax.predict.masks import (
     near_crop_edge,
     remove_small_islands,
     rle_area,
-    stability_score,
     to_coco,
 )
 from pp_jax.predict.predictor import embed, predict
@@ -293,18 +292,8 @@ def _examine(
     logits, iou = three.logits.reshape(-1, *three.logits.shape[-2:]), three.iou.reshape(-1)
     masks_per_click = three.iou.shape[-1]
     worth = jnp.repeat(valid, masks_per_click) & (iou > limits.iou)
-
-    def measure(low: Float[Array, "h w"]) -> tuple[Float[Array, ""], Int[Array, "4"]]:
-        full = _upscale(low, frame, canvas=canvas, side=model.config.image_size)
-        return stability_score(full, offset=limits.offset), mask_boxes(full > 0)
-
-    def skip(_: Float[Array, "h w"]) -> tuple[Float[Array, ""], Int[Array, "4"]]:
-        return jnp.zeros(()), jnp.zeros(4, jnp.int32)
-
-    # One mask at a time: 192 masks of a 3000-pixel film would fill a laptop. Most fail already.
-    stability, boxes = jax.lax.map(
-        lambda row: jax.lax.cond(row[0], measure, skip, row[1]), (worth, logits)
-    )
+    side = model.config.image_size
+    stability, boxes = _measure(worth, logits, frame, limits.offset, canvas=canvas, side=side)
     inside = ~near_crop_edge(boxes, crop=frame.crop, image=frame.image)
     return Candidates(
         logits=logits,
@@ -314,6 +303,45 @@ def _examine(
         point=jnp.repeat(index, masks_per_click),
         passed=worth & (stability >= limits.stability) & inside,
     )
+
+
+def _measure(
+    worth: Bool[Array, " N"],
+    logits: Float[Array, "N h w"],
+    frame: Frame,
+    offset: Float[Array, ""],
+    *,
+    canvas: tuple[int, int],
+    side: int,
+) -> tuple[Float[Array, " N"], Int[Array, "N 4"]]:
+    """Stability and box of each mask at the size of the crop; zeros where it is not worth it.
+
+    A few masks at a time: 192 of a 3000-pixel film would fill a laptop. First these few are scaled
+    up, then all are measured: in one step XLA would scale each mask up anew for each measure.
+    """
+
+    def levels(low: Float[Array, "h w"]) -> UInt8[Array, "H W"]:
+        full = _upscale(low, frame, canvas=canvas, side=side)
+        return sum((full > x).astype(jnp.uint8) << i for i, x in enumerate((0, offset, -offset)))
+
+    def measure(level: UInt8[Array, "H W"]) -> tuple[Float[Array, ""], Int[Array, "4"]]:
+        inner, outer = (jnp.sum(level >> i & 1, dtype=jnp.int32) for i in (1, 2))
+        return inner / jnp.maximum(outer, 1), mask_boxes(level & 1 > 0)
+
+    def where_worth(run: Callable, worth: Array, x: Array) -> Any:
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(run, x[0]))
+        return jax.lax.map(
+            lambda row: jax.lax.cond(row[0], run, lambda _: zeros, row[1]), (worth, x)
+        )
+
+    def some(part: tuple[Array, Array]) -> tuple[Array, Array]:
+        worth, low = part
+        return where_worth(measure, worth, where_worth(levels, worth, low))
+
+    # Any number of masks is a multiple of 3.
+    group = next(n for n in (8, 6, 3, 2, 1) if len(logits) % n == 0)
+    parts = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), (worth, logits))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), jax.lax.map(some, parts))
 
 
 def _upscale(

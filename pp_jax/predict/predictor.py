@@ -29,6 +29,11 @@ def embed(
     return model.apply(variables, shown, method="encode")
 
 
+def prompts_at_once() -> int:
+    """How many prompts a pass of the decoder takes on the device that jax computes on."""
+    return _AT_ONCE_ON_CPU if default_device().platform == "cpu" else _AT_ONCE
+
+
 def predict(
     model: Sam,
     variables: Mapping[str, Any],
@@ -36,7 +41,7 @@ def predict(
     prompts: Prompts,
 ) -> SamOutput:
     """All masks of all prompts, low resolution, model frame: some prompts at a time."""
-    at_once = _AT_ONCE_ON_CPU if default_device().platform == "cpu" else _AT_ONCE
+    at_once = prompts_at_once()
     count = prompts.labels.shape[1]
     decode = partial(model.apply, variables, embedding, method="decode")
     if count <= at_once:

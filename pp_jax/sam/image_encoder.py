@@ -10,7 +10,9 @@ from pp_jax.sam.config import SamConfig
 from pp_jax.sam.interpolate import resize_positions
 
 
-def layer_norm(*, epsilon: float, dtype: jnp.dtype, name: str | None = None) -> nn.LayerNorm:
+def layer_norm(
+    *, epsilon: float, dtype: jnp.dtype = jnp.float32, name: str | None = None
+) -> nn.LayerNorm:
     """LayerNorm over channels, with the two-pass variance that torch computes.
 
     Flax's default variance, E[x^2] - E[x]^2, loses three digits on SAM's activations.

@@ -18,16 +18,15 @@ class UpConv(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n C"]) -> Float[Array, "*n 4 D"]:
         """The four cells of each, row by row."""
         C, D = x.shape[-1], self.features
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (2, 2, C, D))
-        bias = self.param("bias", nn.initializers.zeros, (D,)).astype(self.dtype)
-        kernel = jnp.moveaxis(kernel.astype(self.dtype), 2, 0).reshape(C, 4 * D)
-        cells = jnp.matmul(x.astype(self.dtype), kernel)
+        bias = self.param("bias", nn.initializers.zeros, (D,))
+        kernel = jnp.moveaxis(kernel, 2, 0).reshape(C, 4 * D)
+        cells = jnp.matmul(x, kernel)
         return cells.reshape(*x.shape[:-1], 4, D) + bias
 
 
@@ -46,21 +45,19 @@ class TokenHead(nn.Module):
 
     hidden: int
     out: int
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n E"]:
         """The head's answer for each token."""
         for i in range(2):
-            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name=f"layers_{i}")(x))
-        return nn.Dense(self.out, dtype=self.dtype, name="layers_2")(x)
+            x = nn.relu(nn.Dense(self.hidden, name=f"layers_{i}")(x))
+        return nn.Dense(self.out, name="layers_2")(x)
 
 
 class MaskDecoder(nn.Module):
     """Predicts every mask that SAM has a token for: 0 the single mask, 1 to 3 the three."""
 
     config: SamConfig
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -83,25 +80,23 @@ class MaskDecoder(nn.Module):
         mask_tokens = self.param("mask_tokens", nn.initializers.normal(1.0), (M, D))
         own = jnp.concatenate([iou_token, mask_tokens])  # 1 + M tokens
         own = jnp.broadcast_to(own, (B, N, M + 1, D))
-        tokens = jnp.concatenate([own, sparse], axis=2).astype(self.dtype)
+        tokens = jnp.concatenate([own, sparse], axis=2)
         attended = jnp.pad(attended, ((0, 0), (0, 0), (M + 1, 0)), constant_values=True)
-        image = (embedding[:, None] + dense).astype(self.dtype)
-        transformer = TwoWayTransformer(c, dtype=self.dtype, name="transformer")
-        place = position.reshape(h * w, D).astype(self.dtype)
+        image = embedding[:, None] + dense
+        transformer = TwoWayTransformer(c, name="transformer")
+        place = position.reshape(h * w, D)
         tokens, x = transformer(image.reshape(B, -1, h * w, D), place, tokens, attended)
 
-        x = UpConv(D // 4, dtype=self.dtype, name="output_upscaling_0")(x)  # B N T 4 D/4
-        x = gelu(layer_norm(epsilon=1e-6, dtype=self.dtype, name="output_upscaling_1")(x))
-        x = UpConv(D // 8, dtype=self.dtype, name="output_upscaling_3")(x)
+        x = UpConv(D // 4, name="output_upscaling_0")(x)  # B N T 4 D/4
+        x = gelu(layer_norm(epsilon=1e-6, name="output_upscaling_1")(x))
+        x = UpConv(D // 8, name="output_upscaling_3")(x)
         x = gelu(x)  # B N T 4 4 D/8
         heads = [
-            TokenHead(D, D // 8, dtype=self.dtype, name=f"output_hypernetworks_mlps_{i}")(
-                tokens[:, :, 1 + i]
-            )
+            TokenHead(D, D // 8, name=f"output_hypernetworks_mlps_{i}")(tokens[:, :, 1 + i])
             for i in range(M)
         ]
         weights = jnp.stack(heads, axis=2)  # B N M D/8
-        masks = jnp.einsum("BNTijD,BNMD->BNTijM", x, weights, preferred_element_type=jnp.float32)
+        masks = jnp.einsum("BNTijD,BNMD->BNTijM", x, weights)
         masks = jnp.moveaxis(masks, -1, 2)
-        iou = TokenHead(D, M, dtype=self.dtype, name="iou_prediction_head")(tokens[:, :, 0])
-        return interlace(masks, height=h, width=w), iou.astype(jnp.float32)
+        iou = TokenHead(D, M, name="iou_prediction_head")(tokens[:, :, 0])
+        return interlace(masks, height=h, width=w), iou

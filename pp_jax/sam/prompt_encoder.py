@@ -51,7 +51,6 @@ class PromptEncoder(nn.Module):
     """Encodes `B` images times `N` prompts."""
 
     config: SamConfig
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         """Parameters under the official names."""
@@ -63,12 +62,12 @@ class PromptEncoder(nn.Module):
         ]
         self.not_a_point_embed = self.param("not_a_point_embed", normal, (1, c.out_dim))
         self.no_mask_embed = self.param("no_mask_embed", normal, (1, c.out_dim))
-        two = {"kernel_size": (2, 2), "strides": (2, 2), "padding": "VALID", "dtype": self.dtype}
+        two = {"kernel_size": (2, 2), "strides": (2, 2), "padding": "VALID"}
         self.mask_downscaling_0 = nn.Conv(c.mask_channels // 4, **two)
-        self.mask_downscaling_1 = layer_norm(epsilon=1e-6, dtype=self.dtype)
+        self.mask_downscaling_1 = layer_norm(epsilon=1e-6)
         self.mask_downscaling_3 = nn.Conv(c.mask_channels, **two)
-        self.mask_downscaling_4 = layer_norm(epsilon=1e-6, dtype=self.dtype)
-        self.mask_downscaling_6 = nn.Conv(c.out_dim, (1, 1), dtype=self.dtype)
+        self.mask_downscaling_4 = layer_norm(epsilon=1e-6)
+        self.mask_downscaling_6 = nn.Conv(c.out_dim, (1, 1))
 
     def __call__(
         self, prompts: Prompts

@@ -26,7 +26,6 @@ class Projection(nn.Module):
 
     width: int
     features: int
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self) -> tuple[Float[Array, "D E"], Float[Array, " E"]]:
@@ -34,7 +33,7 @@ class Projection(nn.Module):
         shape = (self.width, self.features)
         kernel = self.param("kernel", nn.linear.default_kernel_init, shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
+        return kernel, bias
 
 
 class TokenAttention(nn.Module):
@@ -43,13 +42,13 @@ class TokenAttention(nn.Module):
     num_heads: int
     width: int
     internal_dim: int
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
         """Parameters under the official names."""
-        inner = {"width": self.width, "features": self.internal_dim, "dtype": self.dtype}
-        self.q_proj, self.k_proj, self.v_proj = (Projection(**inner) for _ in range(3))
-        self.out_proj = Projection(self.internal_dim, self.width, dtype=self.dtype)
+        self.q_proj, self.k_proj, self.v_proj = (
+            Projection(self.width, self.internal_dim) for _ in range(3)
+        )
+        self.out_proj = Projection(self.internal_dim, self.width)
 
     def among_tokens(
         self,
@@ -62,9 +61,9 @@ class TokenAttention(nn.Module):
             self._project(x, projection)
             for x, projection in ((query, self.q_proj), (query, self.k_proj), (value, self.v_proj))
         )
-        scores = _multiply("BNLKd,BNPKd->BNKLP", q, k) / q.shape[-1] ** 0.5
+        scores = jnp.einsum("BNLKd,BNPKd->BNKLP", q, k) / q.shape[-1] ** 0.5
         scores = jnp.where(attended[:, :, None, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = jax.nn.softmax(scores, axis=-1)
         return self._merge(jnp.einsum("BNKLP,BNPKd->BNLKd", weights, v))
 
     def to_image(
@@ -81,10 +80,10 @@ class TokenAttention(nn.Module):
         if few := query.shape[2] <= self._few:
             # The keys' bias adds the same to all scores of a query: the softmax does not see it.
             query = jnp.einsum("BnQKd,DKd->BnQKD", query, self._heads(self.k_proj)[0])
-            scores = _multiply("BnTD,BnQKD->BnTQK", place, query)
+            scores = jnp.einsum("BnTD,BnQKD->BnTQK", place, query)
         else:
-            scores = _multiply("BnTKd,BnQKd->BnTQK", self._project(place, self.k_proj), query)
-        weights = jax.nn.softmax(scores, axis=2).astype(self.dtype)
+            scores = jnp.einsum("BnTKd,BnQKd->BnTQK", self._project(place, self.k_proj), query)
+        weights = jax.nn.softmax(scores, axis=2)
         if few:
             seen = jnp.einsum("BnTQK,BnTD->BnQKD", weights, image)
             kernel, bias = self._heads(self.v_proj)
@@ -110,14 +109,14 @@ class TokenAttention(nn.Module):
         if key.shape[2] <= self._few:
             kernel, bias = self._heads(self.q_proj)
             wide = jnp.einsum("BnQKd,DKd->BnQKD", key, kernel)
-            scores = _multiply("BnTD,BnQKD->BnTQK", place, wide)
-            scores = scores + _multiply("BnQKd,Kd->BnQK", key, bias)[:, :, None]
+            scores = jnp.einsum("BnTD,BnQKD->BnTQK", place, wide)
+            scores = scores + jnp.einsum("BnQKd,Kd->BnQK", key, bias)[:, :, None]
         else:
-            scores = _multiply("BnTKd,BnQKd->BnTQK", self._project(place, self.q_proj), key)
+            scores = jnp.einsum("BnTKd,BnQKd->BnTQK", self._project(place, self.q_proj), key)
         scores = jnp.moveaxis(scores.reshape(B, n, -1, N // n, L, K), 3, 2)
         scores = scores.reshape(B, N, -1, L, K)
         scores = jnp.where(attended[:, :, None, :, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=3).astype(self.dtype)
+        weights = jax.nn.softmax(scores, axis=3)
         kernel, bias = self.out_proj()
         kernel = kernel.reshape(K, -1, D)
         value = jnp.einsum("BNLKd,KdD->BNLKD", self._project(value, self.v_proj), kernel)
@@ -134,29 +133,23 @@ class TokenAttention(nn.Module):
 
     def _project(self, x: Float[Array, "*n D"], projection: Projection) -> Float[Array, "*n K d"]:
         kernel, bias = self._heads(projection)
-        return jnp.einsum("...D,DKd->...Kd", x.astype(self.dtype), kernel) + bias
+        return jnp.einsum("...D,DKd->...Kd", x, kernel) + bias
 
     def _merge(self, heads: Float[Array, "*n K d"]) -> Float[Array, "*n D"]:
         kernel, bias = self.out_proj()
         return jnp.matmul(heads.reshape(*heads.shape[:-2], -1), kernel) + bias
 
 
-def _multiply(equation: str, left: Array, right: Array) -> Array:
-    """Scores, in float32 whatever the inputs are."""
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
-
-
 class TokenMlp(nn.Module):
     """Two dense layers with a ReLU between them."""
 
     hidden: int
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
         """The transformed tokens."""
-        hidden = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x))
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(hidden)
+        hidden = nn.relu(nn.Dense(self.hidden, name="lin1")(x))
+        return nn.Dense(x.shape[-1], name="lin2")(hidden)
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -167,7 +160,6 @@ class TwoWayAttentionBlock(nn.Module):
 
     config: SamConfig
     first: bool
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -182,10 +174,10 @@ class TwoWayAttentionBlock(nn.Module):
         c = self.config
 
         def attention(width: int, name: str) -> TokenAttention:
-            return TokenAttention(c.decoder_heads, c.out_dim, width, dtype=self.dtype, name=name)
+            return TokenAttention(c.decoder_heads, c.out_dim, width, name=name)
 
         def norm(x: Array, name: str) -> Array:
-            return layer_norm(epsilon=_EPSILON, dtype=self.dtype, name=name)(x)
+            return layer_norm(epsilon=_EPSILON, name=name)(x)
 
         half = c.out_dim // 2
         self_attn = attention(c.out_dim, "self_attn")
@@ -198,7 +190,7 @@ class TwoWayAttentionBlock(nn.Module):
         to_image = attention(half, "cross_attn_token_to_image").to_image
         tokens = norm(tokens + to_image(tokens + token_position, image, image_position), "norm2")
 
-        mlp = TokenMlp(c.decoder_mlp_dim, dtype=self.dtype, name="mlp")
+        mlp = TokenMlp(c.decoder_mlp_dim, name="mlp")
         tokens = norm(tokens + mlp(tokens), "norm3")
 
         to_tokens = attention(half, "cross_attn_image_to_token").to_tokens
@@ -211,7 +203,6 @@ class TwoWayTransformer(nn.Module):
     """The decoder's transformer: a stack of two-way blocks and a last look at the image."""
 
     config: SamConfig
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -225,15 +216,14 @@ class TwoWayTransformer(nn.Module):
         c = self.config
         position = tokens
         for i in range(c.decoder_depth):
-            layer = TwoWayAttentionBlock(c, first=i == 0, dtype=self.dtype, name=f"layers_{i}")
+            layer = TwoWayAttentionBlock(c, first=i == 0, name=f"layers_{i}")
             tokens, image = layer(tokens, image, position, image_position, attended)
         last = TokenAttention(
             c.decoder_heads,
             c.out_dim,
             c.out_dim // 2,
-            dtype=self.dtype,
             name="final_attn_token_to_image",
         )
         tokens = tokens + last.to_image(tokens + position, image, image_position)
-        norm = layer_norm(epsilon=_EPSILON, dtype=self.dtype, name="norm_final_attn")
+        norm = layer_norm(epsilon=_EPSILON, name="norm_final_attn")
         return norm(tokens), image
