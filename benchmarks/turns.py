@@ -348,8 +348,8 @@ def table(
 
 _CPU_NOTES = """\
 - Programs take turns. Peak MiB: the most that the process held, its libraries included; MiB before:
-  what it held before the program was prepared. That is Python and jax, which brings the sizes of
-  the model: of a program in torch or keras, subtract it to leave out what is not its own."""
+  what it held before the program was prepared. That is mostly jax, which comes with the sizes of
+  the model: to leave out what a program in torch has no need of, subtract it there."""
 _GPU_NOTES = f"""\
 - On the GPU programs run one after another, not in turn: the process of one ends before the next
   one starts. A turn repeats the call for {_GPU_TURN:g} s after one untimed; s is of one call.
