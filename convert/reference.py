@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-from torch.library import Library
+from torch import library
 
 try:
     import torchvision
 except RuntimeError:
     # torchvision's wheel is built for the CUDA torch: beside the CPU build its operators are absent
     # and the import fails. SAM's model needs none of them, so two declarations are enough.
-    _operators = Library("torchvision", "DEF")
+    _operators = library.Library("torchvision", "DEF")
     _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     import torchvision

@@ -5,6 +5,7 @@ ever writes down all scores of the whole grid.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 
 import jax
@@ -50,26 +51,17 @@ def attend(
     value: Float[Array, "B L K d"],
     rows: Float[Array, "h h d"],
     columns: Float[Array, "w w d"],
+    *,
+    at_once: bool = True,
 ) -> Float[Array, "B L K d"]:
     """Softmax attention on a grid of `L = h w` places, with relative positions along both axes.
 
     `rows[i, j]` is the embedding of the offset between rows `i` and `j`. The softmax runs in
-    float32 whatever the inputs are.
+    float32 whatever the inputs are. All queries at once, or a few rows of the grid at a time.
     """
     parts = (_scaled(query), key, value, *relative_terms(query, rows, columns))
-    return _attend_all(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)
-
-
-def attend_in_rows(
-    query: Float[Array, "B L K d"],
-    key: Float[Array, "B L K d"],
-    value: Float[Array, "B L K d"],
-    rows: Float[Array, "h h d"],
-    columns: Float[Array, "w w d"],
-) -> Float[Array, "B L K d"]:
-    """`attend`, a few rows of the grid at a time, all heads at once."""
-    parts = (_scaled(query), key, value, *relative_terms(query, rows, columns))
-    return _attend_some(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)
+    run = _attend_all if at_once else _attend_some
+    return run(tuple(x.swapaxes(1, 2) for x in parts)).swapaxes(1, 2)
 
 
 def attend_by_head(
@@ -81,7 +73,6 @@ def attend_by_head(
 ) -> Float[Array, "B L K d"]:
     """`attend`, one head and a few rows of the grid at a time: the scores stay in a CPU's cache."""
 
-    @jax.checkpoint
     def one_head(parts: tuple[Array, Array, Array]) -> Array:
         query, key, value = parts  # B L d
         terms = (x[:, :, 0] for x in relative_terms(query[:, :, None], rows, columns))
@@ -274,7 +265,8 @@ ATTENTIONS: Mapping[str, Callable[..., Array]] = MappingProxyType(
     {
         "plain": attend,  # The reference.
         "chunked": attend_by_head,  # CPUs.
-        "rows": attend_in_rows,  # Accelerators without a kernel for the widths or the dtype.
+        # Accelerators without a kernel for the widths or the dtype.
+        "rows": partial(attend, at_once=False),
         "cudnn": attend_folded,  # NVIDIA GPUs in bfloat16.
         "tiled": attend_tiled,  # NVIDIA GPUs, when asked for: not yet measured on one.
     }
