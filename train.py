@@ -23,18 +23,16 @@ from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = {
     "variant": VARIANTS,
-    "init": ("checkpoint", "random"),
     "preprocess": ("", *PREPARATIONS),
     "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
-    "prompt": prompts.SAMPLERS,
+    "prompting": prompts.SAMPLERS,
     "recipe": ("", *pp_jax.config.RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
     "dtype": pp_jax.config.DTYPES,
     "attention": ("auto", *ATTENTIONS),
     "embeddings": ("", "bfloat16", "float32"),
-    "sharding": sharding.RULES,
     "device": cli.DEVICES,
 }
 CHECKED = SPECS | {
@@ -43,12 +41,14 @@ CHECKED = SPECS | {
     "train_on": (splits.parse_train_on, splits.HELP),
 }
 
+ALIASES = {"prompting": "--prompt"}  # As eval.py calls what it asks with.
+
 
 def main() -> None:
     """Train as the command line says."""
     with cli.one_line_errors():
         settings = pp_jax.config.resolve(
-            cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=CHECKED)
+            cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=CHECKED, aliases=ALIASES)
         )
         cli.require_clone()
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
@@ -149,10 +149,10 @@ def make_feed(
 ) -> loop.Feed:
     """Batches of the run's own training and validation parts, of images or of their embeddings."""
     kinds = Counter(r.kind for r in parts["train"] if r.from_box and r.boxes)
-    same = settings.prompt == "box" and bool(kinds)
+    same = settings.prompting == "box" and bool(kinds)
     for kind, count in kinds.items() if same else ():
         warnings.warn(
-            f"{count} training images have no masks as targets (target: {kind}): with --prompt "
+            f"{count} training images have no masks as targets (target: {kind}): with --prompting "
             "box, the prompt contains the target, and a low loss says nothing about the image",
             stacklevel=2,
         )
@@ -162,7 +162,7 @@ def make_feed(
         "cut": roi.make_for_images(settings.roi),
         "batch": settings.batch,
         "max_objects": settings.max_objects,
-        "objects": "union" if settings.prompt == "none" else "each",
+        "objects": "union" if settings.prompting == "none" else "each",
         "features": features,
         **cli.process_share(),
     }

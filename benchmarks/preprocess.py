@@ -169,7 +169,7 @@ def time_model(variant: str, batch: np.ndarray, sizes: np.ndarray) -> dict[str, 
     terms = make_terms(
         model,
         make_stage(Look(), side=side),
-        prompt="box",
+        prompting="box",
         purpose=prompts.Purpose.TRAIN_PROMPT,
         weights={"focal": 20.0, "dice": 1.0, "iou": 1.0},
     )

@@ -103,7 +103,7 @@ def ours(place: Place, *, policy: str, remat: bool = False, attention: str = "au
     terms = make_terms(
         model,
         make_stage(Look(), side=side),
-        prompt="box",
+        prompting="box",
         purpose=prompts.Purpose.TRAIN_PROMPT,
         weights={"focal": _FOCAL, "dice": 1.0, "iou": 1.0},
     )

@@ -26,6 +26,7 @@ def parse(
     prog: str,
     choices: Mapping[str, Iterable[str]] | None = None,
     specs: Mapping[str, tuple[Callable[[str], object], str]] = MappingProxyType({}),
+    aliases: Mapping[str, str] = MappingProxyType({}),
     args: list[str] | None = None,
 ) -> T:
     """An instance of the frozen dataclass `config`, from the command line.
@@ -34,6 +35,7 @@ def parse(
       choices: For some fields of type `str`, the names that are allowed; `--help` shows them.
       specs: For some fields of type `str`, a check that raises on a wrong value, and what `--help`
         says of the values.
+      aliases: For some fields, another flag of the same meaning.
       args: Instead of `sys.argv[1:]`.
 
     Raises:
@@ -45,7 +47,7 @@ def parse(
         fields = [
             (
                 field.name,
-                _type(field, choices=choices, specs=specs),
+                _with_alias(_type(field, choices=choices, specs=specs), aliases.get(field.name)),
                 copy.copy(field),  # make_dataclass writes the type into the field it is given.
             )
             for field in dataclasses.fields(config)
@@ -76,6 +78,10 @@ def _type(
     if field.name in specs:
         return Annotated[field.type, tyro.conf.arg(help_behavior_hint=specs[field.name][1])]
     return field.type
+
+
+def _with_alias(type_: Any, alias: str | None) -> Any:
+    return Annotated[type_, tyro.conf.arg(aliases=(alias,))] if alias else type_
 
 
 @contextlib.contextmanager

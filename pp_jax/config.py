@@ -6,7 +6,7 @@ A run is reproduced from its saved config and seed. The front shows these docstr
 import dataclasses
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -29,7 +29,13 @@ class TrainConfig:
     preprocess: str = ""
     """How images are prepared, `sam` or `medsam`; default: as the checkpoint says."""
     init: str = "checkpoint"
-    """`random` starts from random weights where a checkpoint would be needed."""
+    """What a new training starts from: `checkpoint`, `random` weights, or the folder of a run (its
+    weights alone: steps, moments and schedule begin anew) or of converted weights."""
+    resume: str = ""
+    """Go on with the run in this folder, with its own settings and schedule; no flag beside it that
+    would make it another run."""
+    preset: str = ""
+    """A name for the flags of a whole recipe; flags given beside it count more."""
     data: str = "synthetic"
     """Data set, or several with commas, each of which is split by itself."""
     data_dir: str = ""
@@ -38,16 +44,28 @@ class TrainConfig:
     """Shares of several data sets in the training, such as `2,1`; default: every image is shown as
     often as any other."""
     balance: bool = False
-    """Show as many images with a finding as without, in turns; with `--prompt none`."""
+    """Show as many images with a finding as without, in turns; with `--prompting none`."""
     target: str = "mask"
     """What a finding's pixels are: `mask`, the outline where it is known and the filled box
     elsewhere; or made of its box everywhere: the box, its ellipse, or a pseudo-mask within it."""
     out: str = ""
-    """Folder of the run; default: runs/VARIANT-DATA-PROMPT-FILTER."""
+    """Folder of the run; default: runs/VARIANT-DATA-PROMPTING-FILTER."""
     trainable: str = ""
     """What is trained; default: `full` for tiny, `decoder` for the others."""
-    prompt: str = "box"
-    """What marks each finding: its box (jittered), one click in it, or nothing."""
+    last_blocks: int = 4
+    """Blocks of the image encoder that `--trainable last-k` trains, beside its neck and the
+    decoder."""
+    lora_rank: int = 8
+    """Rank of the pairs of `--trainable lora`."""
+    lora_alpha: float = 16.0
+    """A pair's product is multiplied by this over the rank."""
+    lora_on: str = "q,v"
+    """Projections of each block that have a pair: any of q, k, v, proj, lin1, lin2."""
+    prompting: str = "box"
+    """What marks each finding: its box (jittered), one click in it, either of them (mixed), either
+    and then clicks on the errors (iterative), or nothing."""
+    rounds: int = 11
+    """Of `--prompting iterative`: a first prompt, then clicks, two rounds of them without one."""
     recipe: str = ""
     """A name for a filter, a fusion and a weight that go together."""
     filter: str = "none"
@@ -77,6 +95,8 @@ class TrainConfig:
     """Images per step over all devices; default: that of the variant."""
     max_objects: int = 4
     """Findings per image that are prompted in one step; of more, the largest."""
+    accumulate: int = 1
+    """Parts that each batch is computed in, one after the other: less memory, the same gradient."""
     optimizer: str = "adamw"
     """Optimizer."""
     schedule: str = "cosine"
@@ -85,8 +105,14 @@ class TrainConfig:
     """Peak learning rate; default: that of the variant."""
     warmup: int | None = None
     """Steps of linear warm-up; default: 250 as in the paper, at most a tenth of the training."""
-    weight_decay: float = 0.1
-    """Of kernels only."""
+    lr_scale: str = ""
+    """Factors of the learning rate of parts of the model, such as
+    `image_encoder=0.1,mask_decoder=1`."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each block of the image encoder to the one before it; the
+    paper's is 0.8 for ViT-H and L, 0.6 for B."""
+    weight_decay: float | None = None
+    """Of kernels only; default: that of the optimizer."""
     clip: float = 1.0
     """Largest global norm of the gradient; 0 for none."""
     focal: float = 20.0
@@ -95,14 +121,33 @@ class TrainConfig:
     """Weight of the Dice loss."""
     iou: float = 1.0
     """Weight of the squared error of the predicted IoU."""
+    bce: float = 0.0
+    """Weight of the binary cross-entropy."""
+    boundary: float = 0.0
+    """Weight of the boundary loss."""
+    projection: float = 0.0
+    """Weight of the loss that compares a mask's extent along both axes with its box's."""
+    affinity: float = 0.0
+    """Weight of the loss that asks similar neighbouring pixels for the same answer; with
+    `--projection` and without the other three, a training from boxes."""
+    best_mask: str = "lowest-loss"
+    """Which of the three masks takes the gradient."""
     dtype: str = "float32"
     """Of the image encoder's compute; parameters, decoder and losses are float32."""
     attention: str = "auto"
     """The program of the image encoder's attention; auto: the one for the device."""
     remat: bool = False
     """Recompute encoder blocks in the backward pass: less memory, a third slower."""
-    sharding: str = "data"
-    """How parameters are placed on the devices."""
+    scan_blocks: bool = False
+    """Compile equal encoder blocks once, as a loop: a shorter compilation."""
+    mesh: str = ""
+    """How devices are laid out, such as `data=2,fsdp=4,tensor=1`: copies of the model, parts of its
+    parameters, parts of its heads and layers; default: all of them copies."""
+    distributed: bool = False
+    """Compute with the other processes of a cluster, each started by the same command."""
+    plan: str = ""
+    """Compile the step for devices that are not there, `cpu:8` or `tpu:v5e:4x4`, say what it takes
+    of each, and stop."""
     limit: int | None = None
     """Use only this many patients."""
     validation: float = 0.1
@@ -120,7 +165,15 @@ class TrainConfig:
     save_every: int | None = None
     """Steps between checkpoints and validations; default: an epoch, at least 50."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Checkpoints kept, beside the best by validation."""
+    patience: int | None = None
+    """Stop after so many validations without a better Dice; default: never."""
+    pictures_every: int | None = None
+    """Steps between pictures of predictions; default: with every validation; 0: never."""
+    tensorboard: bool = True
+    """Write scalars for TensorBoard into the run's folder."""
+    wandb: str = ""
+    """Also log to this project of Weights & Biases, if it is installed."""
     workers: int = 0
     """Processes that read images; 0: threads of this one."""
     device: str = "auto"
@@ -132,7 +185,7 @@ class TrainConfig:
 
 
 # What a variant means where the user says nothing.
-PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "tiny": MappingProxyType({"trainable": "full", "batch": 8, "lr": 1e-3, "epochs": 24}),
         "vit_b": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
@@ -142,7 +195,26 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 # Flags that change where or how a run is computed, not what it computes.
-_NOT_THE_RUN = frozenset({"out", "device", "force", "workers", "keep", "cache_dir"})
+_NOT_THE_RUN = frozenset(
+    {
+        "out",
+        "device",
+        "force",
+        "workers",
+        "keep",
+        "cache_dir",
+        "resume",
+        "preset",
+        "plan",
+        "mesh",
+        "distributed",
+        "scan_blocks",
+        "remat",
+        "pictures_every",
+        "tensorboard",
+        "wandb",
+    }
+)
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -151,18 +223,16 @@ def resolve(config: TrainConfig) -> TrainConfig:
     Raises:
       ValueError: Values outside their range, or `--steps` beside `--epochs`; names the value.
     """
-    config = _with_recipe(config)
+    config = _with_recipe(_with_init(config))
     if config.blind:
         config = _blinded(config)
-    preset = dict(PRESETS[config.variant])
+    preset = dict(DEFAULTS[config.variant])
     if config.steps is not None:
         if config.epochs is not None:
             raise ValueError(
                 f"--steps {config.steps} and --epochs {config.epochs}: give one of them"
             )
         del preset["epochs"]
-    if config.fusion == "learned":
-        preset["trainable"] += "+fusion"
     fills = {k: v for k, v in preset.items() if getattr(config, k) in (None, "")}
     if config.variant != "tiny" and config.init == "checkpoint" and not config.checkpoint:
         fills["checkpoint"] = f"checkpoints/{config.variant}"
@@ -171,33 +241,58 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if not config.out:
         fills["out"] = f"runs/{_run_name(config)}"
     config = dataclasses.replace(config, **fills)
-    if config.trainable.endswith("+fusion") != (config.fusion == "learned"):
-        raise ValueError(
-            f"--trainable {config.trainable} with --fusion {config.fusion}: `+fusion` and "
-            "`--fusion learned` go together"
-        )
-    for name in ("epochs", "steps", "batch", "max_objects", "limit", "save_every", "keep"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
-    for name in ("lr", "weight_decay", "clip", "focal", "dice", "iou"):
-        value = getattr(config, name)
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"--{name.replace('_', '-')} {value}: must be a number from 0 up")
-    for name in ("warmup", "workers"):
-        value = getattr(config, name)
-        if value is not None and value < 0:
-            raise ValueError(f"--{name} {value}: must be 0 or more")
+    _check_numbers(config)
     weights_of(config)
     _check_parts(config)
-    if config.balance and config.prompt != "none":
+    if config.balance and config.prompting != "none":
         raise ValueError(
-            f"--balance with --prompt {config.prompt}: an image without a finding has nothing to "
-            "prompt for and is left out; add --prompt none, or leave --balance out"
+            f"--balance with --prompting {config.prompting}: an image without a finding has "
+            "nothing to prompt for and is left out; add --prompting none, or leave --balance out"
         )
     check_blend(config.blend)
     check_seed(config.seed)
     return config
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    """Nothing, where every number lies in its range."""
+
+    def require(names: tuple[str, ...], holds: Callable[[Any], bool], told: str) -> None:
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not holds(value):
+                raise ValueError(f"--{name.replace('_', '-')} {value}: must be {told}")
+
+    require(_COUNTS, lambda x: x >= 1, "at least 1")
+    require(_WEIGHTS, lambda x: 0 <= x < float("inf"), "a number from 0 up")
+    require(("warmup", "workers", "pictures_every"), lambda x: x >= 0, "0 or more")
+    require(("layer_decay",), lambda x: 0 < x <= 1, "above 0 and at most 1")
+    require(("lora_alpha",), lambda x: 0 < x < float("inf"), "a number above 0")
+    require(("rounds",), lambda x: x == 1 or x >= 4, "1, or at least 4 (two are without a click)")
+    if config.batch % config.accumulate:
+        raise ValueError(
+            f"--accumulate {config.accumulate} with --batch {config.batch}: the parts must be "
+            "equal; choose a divisor of the batch"
+        )
+    if not any(getattr(config, name) for name in LOSS_WEIGHTS):
+        raise ValueError(f"every weight of {', '.join(LOSS_WEIGHTS)} is 0: nothing is learned")
+
+
+LOSS_WEIGHTS = ("focal", "dice", "bce", "boundary", "projection", "affinity")
+_WEIGHTS = (*LOSS_WEIGHTS, "iou", "lr", "weight_decay", "clip")
+_COUNTS = (
+    "epochs",
+    "steps",
+    "batch",
+    "max_objects",
+    "limit",
+    "save_every",
+    "keep",
+    "patience",
+    "accumulate",
+    "last_blocks",
+    "lora_rank",
+)
 
 
 def weights_of(config: TrainConfig) -> tuple[int, ...]:
@@ -228,7 +323,7 @@ def _folders(data: str) -> str:
 
 def _run_name(config: TrainConfig) -> str:
     """The name that tells a run by its kind; lengths and rates are left to `differences`."""
-    parts = [config.variant, config.data, config.prompt, *name_of(look_of(config))]
+    parts = [config.variant, config.data, config.prompting, *name_of(look_of(config))]
     if config.augment != "none":
         parts.append(config.augment)
     parts += target_name(config.target)
@@ -236,8 +331,7 @@ def _run_name(config: TrainConfig) -> str:
         parts.append(f"mix_{config.mix}")
     if config.balance:
         parts.append("balanced")
-    fused = "+fusion" if config.fusion == "learned" else ""
-    if config.trainable not in ("", PRESETS[config.variant]["trainable"] + fused):
+    if config.trainable not in ("", DEFAULTS[config.variant]["trainable"]):
         parts.append(config.trainable)
     if config.embeddings:
         parts.append(f"embedded_{config.embeddings}")
@@ -306,7 +400,6 @@ def _blinded(config: TrainConfig) -> TrainConfig:
         filter="blank",
         fusion="replace",
         blend=TrainConfig.blend,
-        trainable=config.trainable.removesuffix("+fusion"),
     )
 
 
@@ -321,6 +414,23 @@ def _check_parts(config: TrainConfig) -> None:
     told = [f"{flag} {value}" for flag, value in told.items() if value]
     if len(told) > 1:
         raise ValueError(f"{' and '.join(told)}: each says who is tested; give one of them")
+
+
+def _with_init(config: TrainConfig) -> TrainConfig:
+    """The folder that `--init` names stands under `checkpoint`, as from `--checkpoint`."""
+    if config.init in ("checkpoint", "random"):
+        if config.init == "random" and config.checkpoint:
+            raise ValueError(
+                f"--init random and --checkpoint {config.checkpoint}: each says what to start "
+                "from; give one of them"
+            )
+        return config
+    if config.checkpoint not in ("", config.init):
+        raise ValueError(
+            f"--init {config.init} and --checkpoint {config.checkpoint}: each says what to start "
+            "from; give one of them"
+        )
+    return dataclasses.replace(config, init="checkpoint", checkpoint=config.init.rstrip("/"))
 
 
 def _with_recipe(config: TrainConfig) -> TrainConfig:

@@ -117,7 +117,10 @@ def resolve_eval(
         raise ValueError(f"--pictures {settings.pictures}: must be 0 or more")
     check_seed(settings.seed)
     told = run if run is not None else TrainConfig()
-    data, prompt = settings.data or told.data, settings.prompt or told.prompt
+    data = settings.data or told.data
+    # A run that was shown several kinds of prompt is asked for the one that tells least.
+    usual = told.prompting if told.prompting not in ("mixed", "iterative") else "point"
+    prompt = settings.prompt or usual
     other_look = () if shown == trained else name_of(shown)
     parts = ["eval", data.translate(SAFE), prompt.translate(SAFE), *other_look]
     report = "-".join([*parts, *target_name(settings.target), settings.part])

@@ -106,7 +106,7 @@ def test_defaults_by_variant_are_those_that_help_promises() -> None:
     assert (tiny.trainable, tiny.checkpoint) == ("full", "")
     assert tiny.data_dir == "datasets/synthetic"
     assert tiny.out == "runs/tiny-synthetic-box-none"
-    big = resolve(TrainConfig(variant="vit_h", data="rsna", prompt="point", filter="sobel"))
+    big = resolve(TrainConfig(variant="vit_h", data="rsna", prompting="point", filter="sobel"))
     assert (big.trainable, big.checkpoint) == ("decoder", "checkpoints/vit_h")
     assert big.out == "runs/vit_h-rsna-point-sobel"
     assert resolve(TrainConfig(variant="vit_h", init="random")).checkpoint == ""
@@ -289,7 +289,7 @@ def test_the_twin_of_a_default_run_is_named_as_any_run_and_another_stands_beside
 
 RUN = resolve(
     TrainConfig(
-        data="rsna", data_dir="r", prompt="point", filter="sobel", fusion="blend", blend=0.3
+        data="rsna", data_dir="r", prompting="point", filter="sobel", fusion="blend", blend=0.3
     )
 )
 

@@ -11,7 +11,7 @@ from pp_jax.preprocess import filters
 
 RUN = resolve(
     TrainConfig(
-        data="rsna", data_dir="r", prompt="point", filter="sobel", fusion="blend", blend=0.3
+        data="rsna", data_dir="r", prompting="point", filter="sobel", fusion="blend", blend=0.3
     )
 )
 

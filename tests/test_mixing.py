@@ -89,7 +89,7 @@ def test_shares_of_a_single_set_are_refused():
 @pytest.mark.parametrize("prompt", ["box", "point"])
 def test_balance_with_prompts_is_refused(prompt):
     with pytest.raises(ValueError, match=f"--balance with --prompt {prompt}: .*--prompt none"):
-        resolve(TrainConfig(balance=True, prompt=prompt))
+        resolve(TrainConfig(balance=True, prompting=prompt))
 
 
 def test_mixes_and_balance_make_other_runs_with_other_names():
@@ -100,7 +100,7 @@ def test_mixes_and_balance_make_other_runs_with_other_names():
         {"balance": True},
         {"mix": "2,1", "balance": True},
     ]
-    made = [resolve(TrainConfig(data="rsna,brain_seg", prompt="none", **more)) for more in asked]
+    made = [resolve(TrainConfig(data="rsna,brain_seg", prompting="none", **more)) for more in asked]
     assert len({run.out for run in made}) == len(made)
     assert made[0].out == "runs/tiny-rsna,brain_seg-none-none"
     assert made[0].data_dir == "datasets/rsna,datasets/brain_seg"

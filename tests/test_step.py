@@ -75,7 +75,7 @@ def terms_of(prompt: str, spec: str = "none"):
     return make_terms(
         Sam(SMALL),
         make_stage(Look(), side=SIDE),
-        prompt=prompt,
+        prompting=prompt,
         purpose=Purpose.TRAIN_PROMPT,
         weights=WEIGHTS,
         chain=make_chain(spec),

@@ -460,7 +460,7 @@ def _facts(entry: Entry, member: Member) -> dict[str, Any]:
         "variant": member.variant,
         "weights": member.weights,
         "trained_on": run.data if run else None,
-        "trained_under": run.prompt if run else None,
+        "trained_under": run.prompting if run else None,
         "training_seed": run.seed if run else None,
         "from_random": run is not None and _from_random(run),
         "look": dataclasses.asdict(member.look),

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune.trainable import POLICIES
+from pp_jax.finetune.recipe import rules_of
 from pp_jax.preprocess import augment, filters, roi, specs
 from pp_jax.preprocess.fusion import FUSIONS
 from pp_jax.preprocess.stage import make_stage
@@ -52,7 +52,7 @@ def check_fixed(settings: TrainConfig) -> None:
     shapes = jax.eval_shape(
         lambda key: init(Sam(VARIANTS[settings.variant]), key), jax.random.key(0)
     )
-    trained, _ = tree.partition(shapes, POLICIES[settings.trainable])
+    trained, _ = tree.partition(shapes, rules_of(settings))
     if any(path.startswith(_ENCODER) for path in tree.flatten(trained)):
         raise ValueError(
             f"--embeddings with --trainable {settings.trainable}: it trains the image encoder; "

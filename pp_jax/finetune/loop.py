@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
@@ -19,18 +18,15 @@ from tqdm import tqdm
 from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.evaluate import plots
-from pp_jax.finetune import runs
+from pp_jax.finetune import recipe, runs
 from pp_jax.finetune.embeddings import Embedder, make_embedder
-from pp_jax.finetune.losses import Terms
-from pp_jax.finetune.optimize import make_optimizer
-from pp_jax.finetune.step import State, averages, make_step, make_terms
+from pp_jax.finetune.step import State, averages
 from pp_jax.preprocess import augment
-from pp_jax.preprocess.stage import describe, make_stage
+from pp_jax.preprocess.stage import describe
 from pp_jax.prompts import Purpose
-from pp_jax.sam import Sam, sized
+from pp_jax.sam import sized
 from pp_jax.types import Batch
 
-_PAPER_WARMUP = 250
 _FEWEST_BETWEEN_SAVES = 50  # Of a small data set an epoch is seconds, a checkpoint as well.
 
 
@@ -95,7 +91,7 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     # A batch that the devices or the data do not allow is refused before weights are read.
     positions = sharding.place_batch(_positions(settings.batch), mesh)
     batches = feed.train(start)
-    optimizer = _optimizer(settings, steps=total)
+    optimizer = recipe.optimizer_of(settings, steps=total)
     state, frozen, base = runs.begin(run, settings, optimizer, step=start, mesh=mesh)
     _describe(state, frozen, settings, total=total, start=start)
     if feed.embedded is not None:
@@ -104,11 +100,13 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
         batches = feed.train(start)
     everywhere = sharding.replicated(mesh)
     step = jax.jit(
-        make_step(_terms(settings, Purpose.TRAIN_PROMPT, augmented=settings.augment), optimizer),
+        recipe.step_of(settings, steps=total, mesh=mesh),
         donate_argnums=0,
         out_shardings=(jax.tree.map(lambda x: x.sharding, state), everywhere),
     )
-    score = jax.jit(_terms(settings, Purpose.EVAL_PROMPT), out_shardings=everywhere)
+    score = jax.jit(
+        recipe.terms_of(settings, Purpose.EVAL_PROMPT, mesh=mesh), out_shardings=everywhere
+    )
     key = jax.random.key(settings.seed)
     every = settings.save_every or max(feed.epoch_steps, _FEWEST_BETWEEN_SAVES)
 
@@ -144,41 +142,6 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
                 log.draw(run / runs.CURVE)
                 runs.save_step(run, state, settings=settings, base=base)
     return log.rows
-
-
-def _optimizer(settings: TrainConfig, *, steps: int) -> optax.GradientTransformation:
-    warmup = min(_PAPER_WARMUP, steps // 10) if settings.warmup is None else settings.warmup
-    return make_optimizer(
-        name=settings.optimizer,
-        schedule=settings.schedule,
-        lr=settings.lr,
-        warmup=warmup,
-        steps=steps,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
-    )
-
-
-def _terms(
-    settings: TrainConfig, purpose: Purpose, *, augmented: str = "none"
-) -> Callable[..., Terms]:
-    config = sized(settings.variant, settings.image_size)
-    stage = make_stage(look_of(settings), side=config.image_size)
-    model = Sam(
-        config,
-        dtype=jnp.dtype(settings.dtype),
-        remat=settings.remat,
-        attention=settings.attention,
-    )
-    weights = {"focal": settings.focal, "dice": settings.dice, "iou": settings.iou}
-    return make_terms(
-        model,
-        stage,
-        prompt=settings.prompt,
-        purpose=purpose,
-        weights=weights,
-        chain=augment.make_chain(augmented),
-    )
 
 
 def _positions(batch: int) -> Int[np.ndarray, " B"]:

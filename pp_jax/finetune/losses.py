@@ -89,13 +89,23 @@ class Terms(NamedTuple):
     count: Float[Array, ""]
 
 
+class Wanted(NamedTuple):
+    """The answers to a batch's prompts, at low resolution."""
+
+    targets: Float[Array, "B N h w"]  # In [0, 1].
+    cover: Float[Array, "B h w"]  # Share of each cell that the image covers.
+    valid: Bool[Array, "B N"]  # Prompts that count.
+    boxes: Float[Array, "B N 4"]  # In cells.
+    image: Float[Array, "B h w 3"] | None = None  # Grey levels, 0 to 255.
+
+
 def sam_terms(
     output: SamOutput,
-    targets: Float[Array, "B N h w"],
-    weight: Float[Array, "B h w"],
-    valid: Bool[Array, "B N"],
+    wanted: Wanted,
     *,
     weights: Mapping[str, float],
+    best_mask: str = "lowest-loss",
+    allowed: Bool[Array, " M"] | None = None,
 ) -> Terms:
     """SAM's loss summed over all valid prompts.
 
@@ -104,33 +114,34 @@ def sam_terms(
 
     Args:
       output: The masks of an ambiguous prompt.
-      targets: In [0, 1].
-      weight: Share of each cell that the image covers.
-      valid: Prompts that count.
+      wanted: What they should be.
       weights: Of every row of `LOSSES`, and of `iou`.
+      best_mask: Which mask takes the gradient.
+      allowed: Which masks answer the prompt; the others are ignored. None: all.
     """
-    wanted, cover = targets[:, :, None], weight[:, None, None]
-    exists = jnp.any((wanted > 0) & (cover > 0), (-2, -1))
-    terms = {name: loss(output.logits, wanted, cover) for name, loss in LOSSES.items()}  # B N M
+    del best_mask, allowed
+    targets, cover = wanted.targets[:, :, None], wanted.cover[:, None, None]
+    exists = jnp.any((targets > 0) & (cover > 0), (-2, -1))
+    terms = {name: loss(output.logits, targets, cover) for name, loss in LOSSES.items()}  # B N M
     terms["dice"] = jnp.where(exists, terms["dice"], 0.0)
     mask_loss = sum(weights[name] * terms[name] for name in LOSSES)
     best = jnp.argmin(mask_loss, axis=-1, keepdims=True)
-    error = (output.iou - hard_iou(output.logits, wanted, cover)) ** 2
+    error = (output.iou - hard_iou(output.logits, targets, cover)) ** 2
     chosen = output.best()
 
     def of_best(x: Float[Array, "B N M"]) -> Float[Array, "B N"]:
         return jnp.take_along_axis(x, best, axis=-1)[..., 0]
 
     def total(x: Float[Array, "B N"]) -> Float[Array, ""]:
-        return jnp.sum(jnp.where(valid, x, 0.0))
+        return jnp.sum(jnp.where(wanted.valid, x, 0.0))
 
     return Terms(
         loss=total(of_best(mask_loss) + weights["iou"] * error.mean(-1)),
         focal=total(of_best(terms["focal"])),
         dice=total(of_best(terms["dice"])),
         iou_mse=total(error.mean(-1)),
-        hard_dice=total(hard_dice(chosen.logits, wanted, cover)[..., 0]),
-        count=jnp.sum(valid, dtype=jnp.float32),
+        hard_dice=total(hard_dice(chosen.logits, targets, cover)[..., 0]),
+        count=jnp.sum(wanted.valid, dtype=jnp.float32),
     )
 
 

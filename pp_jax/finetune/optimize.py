@@ -38,7 +38,8 @@ def make_optimizer(
     """The update rule: clipped gradients, the named optimizer, decay of kernels alone."""
     rate = warm_up(SCHEDULES[schedule](lr, max(steps - warmup, 1)), peak=lr, warmup=warmup)
     update = OPTIMIZERS[name](rate, weight_decay=weight_decay, mask=decays)
-    return optax.chain(optax.clip_by_global_norm(clip), update) if clip else update
+    update = optax.chain(optax.clip_by_global_norm(clip), update) if clip else update
+    return optax.with_extra_args_support(update)
 
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType(

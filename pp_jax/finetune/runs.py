@@ -39,8 +39,8 @@ from pp_jax import checkpoints, config, prompts, sharding, tree
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import Look, TrainConfig
 from pp_jax.evaluate.controls import Atlas, Outlined, fit_atlas
+from pp_jax.finetune.recipe import rules_of
 from pp_jax.finetune.step import State
-from pp_jax.finetune.trainable import POLICIES
 from pp_jax.preprocess.stage import initial_fusion
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
@@ -271,7 +271,7 @@ def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
         )
     look = config.look_of(settings)
     abstract = _shapes(settings.variant, look, mesh=mesh, rule=rule)
-    trainable, frozen = tree.partition(abstract, POLICIES[settings.trainable])
+    trainable, frozen = tree.partition(abstract, rules_of(settings))
     folder = checkpoints.step_folder(run, step)
     held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
     base, _ = _load_base(run, frozen, step=folder)
@@ -367,7 +367,7 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
     """
     look = config.look_of(settings)
     if settings.checkpoint:
-        loaded = load(Path(settings.checkpoint), mesh=mesh, rule=settings.sharding)
+        loaded = load(Path(settings.checkpoint), mesh=mesh, rule="data")
         if loaded.variant != settings.variant:
             raise CheckpointError(
                 f"{settings.checkpoint}: weights of {loaded.variant}, not of {settings.variant}; "
@@ -379,7 +379,7 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
         fresh = jax.device_put(initial_fusion(look), sharding.replicated(mesh))
         return variables | {name: kept.get(name, value) for name, value in fresh.items()}
     key = jax.random.fold_in(jax.random.key(settings.seed), prompts.Purpose.INIT)
-    places = _places(_shapes(settings.variant, look, mesh=mesh, rule=settings.sharding))
+    places = _places(_shapes(settings.variant, look, mesh=mesh, rule="data"))
     return jax.jit(partial(_variables, settings.variant, look), out_shardings=places)(key)
 
 
@@ -407,9 +407,9 @@ def begin(
     Raises:
       CheckpointError: Weights of another variant, or damaged ones.
     """
-    policy = POLICIES[settings.trainable]
+    policy = rules_of(settings)
     look = config.look_of(settings)
-    abstract = _shapes(settings.variant, look, mesh=mesh, rule=settings.sharding)
+    abstract = _shapes(settings.variant, look, mesh=mesh, rule="data")
     trainable, frozen = tree.partition(abstract, policy)
 
     def make(trainable: Any) -> State:

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from pp_jax import tree
-from pp_jax.finetune.losses import Terms, sam_terms
+from pp_jax.finetune.losses import Terms, Wanted, sam_terms
 from pp_jax.preprocess.augment import Row, augment
 from pp_jax.preprocess.geometry import coverage
 from pp_jax.prompts import Purpose, example_keys, sample_prompts
@@ -31,9 +31,11 @@ def make_terms(
     model: Sam,
     stage: Callable,
     *,
-    prompt: str,
+    prompting: str,
     purpose: Purpose,
     weights: Mapping[str, float],
+    best_mask: str = "lowest-loss",
+    rounds: int = 1,
     chain: Sequence[Row] = (),
 ) -> Callable[..., Terms]:
     """The function from variables and a batch to the loss's sums; see `sam_terms`.
@@ -57,7 +59,7 @@ def make_terms(
             batch = augment(keys, batch, chain=chain)
         keys = example_keys(key, purpose=purpose, step=step, positions=positions)
         prompts = sample_prompts(
-            prompt,
+            prompting,
             keys,
             targets=batch.targets,
             boxes=batch.boxes,
@@ -68,14 +70,21 @@ def make_terms(
         variables = tree.combine(trainable, frozen)
         if batch.features is None:
             shown = stage(batch.image, batch.size, variables.get("fusion"))
-            output = model.apply(variables, shown, prompts)
+            embedding = model.apply(variables, shown, method="encode")
         else:
-            features = batch.features.astype(jnp.float32)
-            output = model.apply(variables, features, prompts, method="decode")
-        cover = jax.vmap(lambda size: coverage(size, side=side))(batch.size)
-        return sam_terms(output.three(), batch.targets, cover, batch.valid, weights=weights)
+            embedding = batch.features.astype(jnp.float32)
+        output = model.apply(variables, embedding, prompts, method="decode")
+        wanted = wanted_of(batch, side=side)
+        return sam_terms(output.three(), wanted, weights=weights, best_mask=best_mask)
 
     return terms
+
+
+def wanted_of(batch: Batch, *, side: int) -> Wanted:
+    """What the masks of a batch on canvases of `side` should be."""
+    cells = batch.targets.shape[-1]
+    cover = jax.vmap(lambda size: coverage(size, side=side))(batch.size)
+    return Wanted(batch.targets, cover, batch.valid, batch.boxes * (cells / side))
 
 
 def averages(sums: Terms) -> dict[str, Array]:
@@ -84,15 +93,31 @@ def averages(sums: Terms) -> dict[str, Array]:
     return {name: value / count for name, value in sums._asdict().items() if name != "count"}
 
 
-def make_step(terms: Callable[..., Terms], optimizer: optax.GradientTransformation) -> Callable:
+def make_step(
+    terms: Callable[..., Terms], optimizer: optax.GradientTransformation, *, accumulate: int = 1
+) -> Callable:
     """The function `(state, frozen, batch, positions, key) -> (state, averages)`.
 
-    The gradient is that of the mean over all valid prompts of the global batch.
+    The gradient is that of the mean over all valid prompts of the global batch. With `accumulate`
+    it is the sum of those of as many parts of the batch, computed one after the other.
     """
 
     def loss(trainable: Params, *rest: Any) -> tuple[Array, Terms]:
         sums = terms(trainable, *rest)
-        return sums.loss / jnp.maximum(sums.count, 1.0), sums
+        return sums.loss, sums
+
+    slopes = jax.grad(loss, has_aux=True)
+
+    def in_parts(trainable: Params, frozen: Params, batch: Batch, positions: Array, *rest: Any):
+        def add(total: Any, part: tuple[Batch, Array]) -> tuple[Any, None]:
+            own = slopes(trainable, frozen, *part, *rest)
+            return jax.tree.map(jnp.add, total, own), None
+
+        parts = jax.tree.map(lambda x: _parts(x, accumulate), (batch, positions))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(slopes, trainable, frozen, *first, *rest)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return jax.lax.scan(add, zeros, parts)[0]
 
     def step(
         state: State,
@@ -101,12 +126,32 @@ def make_step(terms: Callable[..., Terms], optimizer: optax.GradientTransformati
         positions: Int[Array, " B"],
         key: Key[Array, ""],
     ) -> tuple[State, dict[str, Array]]:
-        gradient, sums = jax.grad(loss, has_aux=True)(
-            state.trainable, frozen, batch, positions, key, state.step
+        run = in_parts if accumulate > 1 else slopes
+        gradient, sums = run(state.trainable, frozen, batch, positions, key, state.step)
+        # Divided once, by the count of all parts: a part without prompts must not weigh as much.
+        count = jnp.maximum(sums.count, 1.0)
+        gradient = jax.tree.map(lambda x: x / count, gradient)
+        means = averages(sums)
+        updates, inner = optimizer.update(
+            gradient, state.optimizer, state.trainable, value=means["loss"]
         )
-        updates, inner = optimizer.update(gradient, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        means = averages(sums) | {"gradient_norm": optax.tree.norm(gradient)}
-        return State(state.step + 1, trainable, inner), means
+        return State(state.step + 1, trainable, inner), means | norms(gradient)
 
     return step
+
+
+def _parts(x: Array, count: int) -> Array:
+    """Rows in `count` parts, each of which has its share of every device's rows."""
+    return x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+
+
+def norms(gradient: Params) -> dict[str, Array]:
+    """The gradient's norm, and that of each part of the model under `gradient_norm/PART`."""
+    groups: dict[str, list[Array]] = {}
+    for path, leaf in tree.flatten(gradient).items():
+        names = path.split("/")
+        part = names[1] if names[0] == "params" else names[0]
+        groups.setdefault(part, []).append(leaf)
+    own = {f"gradient_norm/{part}": optax.tree.norm(leaves) for part, leaves in groups.items()}
+    return {"gradient_norm": optax.tree.norm(gradient)} | own

@@ -427,7 +427,7 @@ def load_weights(settings: Predict) -> Weights:
         if settings.mask_prompt is not None and settings.mask_prompt.suffix.lower() != ".npy":
             raise ValueError(f"--mask-prompt: {look.preprocess} weights take .npy logits only")
     check_region(settings, look)
-    if settings.prompt_free and (run is None or run.prompt != "none"):
+    if settings.prompt_free and (run is None or run.prompting != "none"):
         warnings.warn(
             f"{settings.checkpoint}: not trained with --prompt none, so --prompt-free gives masks "
             "of nothing in particular",
