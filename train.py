@@ -18,6 +18,7 @@ from pp_jax.finetune import loop, optimize, runs, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
+from pp_jax.presets import PRESETS
 from pp_jax.sam import VARIANTS, sized
 from pp_jax.sam.attention import ATTENTIONS
 
@@ -27,6 +28,7 @@ CHOICES = {
     "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
     "prompting": prompts.SAMPLERS,
+    "preset": ("", *PRESETS),
     "recipe": ("", *pp_jax.config.RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
@@ -48,7 +50,14 @@ def main() -> None:
     """Train as the command line says."""
     with cli.one_line_errors():
         settings = pp_jax.config.resolve(
-            cli.parse(TrainConfig, prog="train.py", choices=CHOICES, specs=CHECKED, aliases=ALIASES)
+            cli.parse(
+                TrainConfig,
+                prog="train.py",
+                choices=CHOICES,
+                specs=CHECKED,
+                aliases=ALIASES,
+                presets={name: preset.flags for name, preset in PRESETS.items()},
+            )
         )
         cli.require_clone()
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
@@ -27,6 +27,7 @@ def parse(
     choices: Mapping[str, Iterable[str]] | None = None,
     specs: Mapping[str, tuple[Callable[[str], object], str]] = MappingProxyType({}),
     aliases: Mapping[str, str] = MappingProxyType({}),
+    presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
     args: list[str] | None = None,
 ) -> T:
     """An instance of the frozen dataclass `config`, from the command line.
@@ -36,6 +37,7 @@ def parse(
       specs: For some fields of type `str`, a check that raises on a wrong value, and what `--help`
         says of the values.
       aliases: For some fields, another flag of the same meaning.
+      presets: What stands in place of the fields' defaults where `--preset` names it.
       args: Instead of `sys.argv[1:]`.
 
     Raises:
@@ -60,11 +62,19 @@ def parse(
             frozen=True,
             namespace={"__doc__": config.__doc__},
         )
-    parsed = tyro.cli(typed, prog=prog, args=args)
+    name = _told("--preset", sys.argv[1:] if args is None else args)
+    default = typed(**presets[name]) if name in presets else None
+    parsed = tyro.cli(typed, prog=prog, args=args, default=default)
     for name, (check, _) in specs.items():
         if value := getattr(parsed, name):
             check(value)
     return config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config)})
+
+
+def _told(flag: str, args: Sequence[str]) -> str:
+    """The value of a flag, before all flags are parsed; empty without one."""
+    words = [part for word in args for part in word.split("=", 1)]
+    return words[words.index(flag) + 1] if flag in words[:-1] else ""
 
 
 def _type(

@@ -384,10 +384,13 @@ def twin_command(config: TrainConfig) -> str:
     words = ["python", "train.py"]
     for field in dataclasses.fields(twin):
         value = getattr(twin, field.name)
-        if value is True:
-            words.append(f"--{field.name.replace('_', '-')}")
-        elif value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+        flag = field.name.replace("_", "-")
+        if value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", str(value)]
     return shlex.join(words)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pp_jax import cli, prompts, sharding
+from pp_jax import cli, prompts
 from pp_jax.config import (
-    PRESETS,
+    DEFAULTS,
     RECIPES,
     Look,
     TrainConfig,
@@ -24,24 +24,24 @@ from pp_jax.config import (
 from pp_jax.finetune import optimize, trainable
 from pp_jax.look import override
 from pp_jax.preprocess.stage import make_stage
+from pp_jax.presets import PRESETS
 from pp_jax.sam import VARIANTS
 
 TABLES = {
     "variant": VARIANTS,
     "trainable": trainable.POLICIES,
-    "prompt": prompts.SAMPLERS,
+    "prompting": prompts.SAMPLERS,
     "recipe": ("", *RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
-    "sharding": sharding.RULES,
 }
 
 
-def test_every_variant_has_a_preset_of_known_fields() -> None:
-    assert PRESETS.keys() == VARIANTS.keys()
+def test_every_variant_has_defaults_of_known_fields() -> None:
+    assert DEFAULTS.keys() == VARIANTS.keys()
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
-    for preset in PRESETS.values():
-        assert preset.keys() <= fields
+    for chosen in DEFAULTS.values():
+        assert chosen.keys() <= fields
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -58,15 +58,6 @@ def test_a_recipe_beside_what_it_chooses_is_refused() -> None:
         resolve(TrainConfig(recipe="edges", filter="sobel"))
     with pytest.raises(ValueError, match="--recipe edges chooses the fusion itself"):
         override(Look(), recipe="edges", fusion="replace")
-
-
-@pytest.mark.parametrize(
-    "choices", [{"fusion": "learned", "trainable": "decoder"}, {"trainable": "full+fusion"}]
-)
-def test_the_learned_fusion_and_its_training_go_together(choices: dict[str, str]) -> None:
-    assert resolve(TrainConfig(fusion="learned")).trainable == "full+fusion"
-    with pytest.raises(ValueError, match="go together"):
-        resolve(TrainConfig(**choices))
 
 
 def test_a_folder_of_any_look_is_one_folder_on_every_file_system() -> None:
@@ -86,6 +77,7 @@ def test_every_name_in_a_resolved_config_is_a_row_of_its_table(variant: str) -> 
 def test_a_resolved_config_leaves_nothing_open(variant: str) -> None:
     config = resolve(TrainConfig(variant=variant))
     may_be_open = {"steps", "warmup", "limit", "save_every", "image_size", "folds", "fold"}
+    may_be_open |= {"weight_decay", "patience", "pictures_every"}
     open_fields = {k for k, v in dataclasses.asdict(config).items() if v is None}
     assert open_fields <= may_be_open
     assert config.trainable
@@ -188,7 +180,7 @@ KINDS = (
     {},
     {"trainable": "decoder"},
     {"fusion": "learned"},
-    {"fusion": "learned", "trainable": "decoder+fusion"},
+    {"fusion": "learned", "trainable": "decoder"},
     {"trainable": "decoder", "embeddings": "float32"},
     {"trainable": "decoder", "embeddings": "bfloat16"},
     {"folds": 5},
@@ -199,6 +191,42 @@ KINDS = (
     {"seed": 1, "folds": 5},
     {"blind": True},
 )
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_what_its_command_trains_and_a_flag_beside_it_counts_more(name: str) -> None:
+    flags = {key: preset.flags for key, preset in PRESETS.items()}
+
+    def typed(command: str) -> TrainConfig:
+        return cli.parse(TrainConfig, prog="t", args=shlex.split(command)[2:], presets=flags)
+
+    config = typed(PRESETS[name].command)
+    assert config.preset == name
+    assert all(getattr(config, field) == value for field, value in flags[name].items())
+    resolve(config)
+    assert typed(PRESETS[name].command + " --prompting box").prompting == "box"
+    assert typed(f"python train.py --preset={name}").variant == flags[name].get("variant", "tiny")
+
+
+@pytest.mark.parametrize(
+    ("choices", "start"),
+    [
+        ({"init": "runs/a/"}, ("checkpoint", "runs/a")),
+        ({"checkpoint": "runs/a"}, ("checkpoint", "runs/a")),
+        ({"init": "random", "variant": "vit_b"}, ("random", "")),
+        ({"variant": "vit_b"}, ("checkpoint", "checkpoints/vit_b")),
+    ],
+)
+def test_a_training_starts_from_one_thing(choices: dict[str, Any], start: tuple[str, str]) -> None:
+    config = resolve(TrainConfig(**choices))
+    assert (config.init, config.checkpoint) == start
+    assert resolve(config) == config
+
+
+@pytest.mark.parametrize("init", ["random", "runs/b"])
+def test_two_things_to_start_from_are_refused(init: str) -> None:
+    with pytest.raises(ValueError, match=f"--init {init} and --checkpoint runs/a"):
+        resolve(TrainConfig(init=init, checkpoint="runs/a"))
 
 
 def test_runs_of_two_kinds_do_not_share_a_folder_and_a_preset_is_not_named() -> None:
@@ -246,7 +274,7 @@ SEEING = (
         "data_dir": "my data",
         "balance": True,
     }
-    | {"prompt": "none"},
+    | {"prompting": "none"},
     {"train_on": "finding=COVID-19,No Finding", "seed": 4, "image_size": 512},
     {"out": "runs/my run", "remat": True},
     {"folds": 5, "fold": 2},

@@ -1,0 +1,83 @@
+"""Whole recipes under one name: `python train.py --preset NAME`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    """Flags that go together, what to type, how long it takes, and what comes of it."""
+
+    flags: Mapping[str, Any]  # Fields of TrainConfig.
+    command: str
+    time: str
+    result: str
+
+
+def about(presets: Mapping[str, Preset]) -> str:
+    """The presets as `--help` shows them."""
+    return "; ".join(f"{name}: {preset.time}, {preset.result}" for name, preset in presets.items())
+
+
+_RSNA = MappingProxyType({"data": "rsna", "prompting": "point", "target": "ellipse"})
+_NOT_MEASURED = "not measured yet: neither the weights nor RSNA can be shipped"
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "rsna-vit_b-decoder": Preset(
+            MappingProxyType(
+                {
+                    **_RSNA,
+                    "variant": "vit_b",
+                    "trainable": "decoder",
+                    "embeddings": "bfloat16",
+                    "batch": 8,
+                    "epochs": 10,
+                    "schedule": "paper",
+                }
+            ),
+            command="python train.py --preset rsna-vit_b-decoder --data-dir DIR",
+            time="2 hours on one GPU, most of them for embeddings made once (an estimate)",
+            result=_NOT_MEASURED,
+        ),
+        "rsna-vit_h-lora": Preset(
+            MappingProxyType(
+                {
+                    **_RSNA,
+                    "variant": "vit_h",
+                    "trainable": "lora",
+                    "lora_rank": 8,
+                    "batch": 16,
+                    "epochs": 10,
+                    "dtype": "bfloat16",
+                    "remat": True,
+                    "scan_blocks": True,
+                    "augment": "flip>rotate:5>scale:0.05>translate:0.03>shift:10>contrast:0.1",
+                }
+            ),
+            command="python train.py --preset rsna-vit_h-lora --data-dir DIR --mesh fsdp=8",
+            time="7 hours on 8 GPUs of 40 GB (an estimate from operations at 40 %)",
+            result=_NOT_MEASURED,
+        ),
+        "rsna-vit_b-boxes": Preset(
+            MappingProxyType(
+                {
+                    "data": "rsna",
+                    "variant": "vit_b",
+                    "trainable": "lora",
+                    "prompting": "point",
+                    "focal": 0.0,
+                    "dice": 0.0,
+                    "projection": 1.0,
+                    "affinity": 1.0,
+                    "batch": 8,
+                    "epochs": 10,
+                    "augment": "flip>rotate:5>scale:0.05>translate:0.03>shift:10>contrast:0.1",
+                }
+            ),
+            command="python train.py --preset rsna-vit_b-boxes --data-dir DIR",
+            time="9 hours on one GPU (an estimate from operations at 40 %)",
+            result=_NOT_MEASURED,
+        ),
+    }
+)
