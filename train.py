@@ -39,6 +39,7 @@ CHOICES = {
 }
 CHECKED = SPECS | {
     "augment": (augment.parse, augment.HELP),
+    "mesh": (sharding.parse_mesh, sharding.MESH_HELP),
     "data": (sources.check_names, sources.HELP),
     "train_on": (splits.parse_train_on, splits.HELP),
 }
@@ -66,7 +67,7 @@ def main() -> None:
             check_fixed(settings)
         runs.require_checkpoint(settings)
         settings = runs.with_preprocess(settings)
-        mesh = sharding.make_mesh(cli.devices(settings.device))
+        mesh = sharding.make_mesh(cli.devices(settings.device), settings.mesh)
         sets = sources.name_sets(settings.data, settings.data_dir)
         opened = sources.open_sets(sets, limit=settings.limit)
         shares = share_out(settings, opened)

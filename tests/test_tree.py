@@ -3,11 +3,9 @@
 import functools
 
 import jax
-import numpy as np
 import pytest
-from jax.sharding import AbstractMesh
 
-from pp_jax import sharding, tree
+from pp_jax import tree
 from pp_jax.config import Look
 from pp_jax.finetune.trainable import POLICIES
 from pp_jax.preprocess.stage import initial_fusion
@@ -118,30 +116,3 @@ def test_policies_train_as_many_parameters_as_the_official_parts_have(variant: s
         "full": whole,
         "full+fusion": whole + FUSION,
     }
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("rule", sharding.RULES)
-def test_every_sharding_places_every_variant(variant: str, rule: str) -> None:
-    variables = shapes(variant)
-    placed = sharding.placements(variables, sharding.make_mesh(), rule)
-    assert jax.tree.structure(placed) == jax.tree.structure(variables)
-    # `shard_shape` raises where an axis does not divide.
-    jax.tree.map(lambda x, place: place.shard_shape(x.shape), variables, placed)
-
-
-def test_a_mesh_has_all_devices_along_data() -> None:
-    mesh = sharding.make_mesh()
-    assert dict(mesh.shape) == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
-
-
-def test_a_batch_is_placed_unchanged() -> None:
-    rows = np.arange(4 * jax.device_count() * 3.0).reshape(-1, 3).astype(np.float32)
-    placed = sharding.place_batch((rows,), sharding.make_mesh())[0]
-    np.testing.assert_array_equal(placed, rows)
-
-
-def test_a_batch_that_does_not_divide_is_refused() -> None:
-    three = AbstractMesh((3, 1, 1), sharding.AXES)
-    with pytest.raises(ValueError, match=r"4 images .* 3 devices.* multiple of 3"):
-        sharding.place_batch((np.zeros((4, 2)),), three)

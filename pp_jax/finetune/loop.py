@@ -89,6 +89,7 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     if start:
         print(f"{run}: resuming after step {start}")
     # A batch that the devices or the data do not allow is refused before weights are read.
+    sharding.check_batch(settings.batch, mesh, parts=settings.accumulate)
     positions = sharding.place_batch(_positions(settings.batch), mesh)
     batches = feed.train(start)
     optimizer = recipe.optimizer_of(settings, steps=total)

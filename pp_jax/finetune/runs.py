@@ -245,24 +245,24 @@ class Loaded(NamedTuple):
     look: Look  # What the weights' images looked like.
 
 
-def load(folder: Path, *, mesh: Mesh, rule: str = "data") -> Loaded:
+def load(folder: Path, *, mesh: Mesh) -> Loaded:
     """The weights in a folder: a run (its newest step that verifies) or a converted checkpoint.
 
     Raises:
       CheckpointError: Neither, or damaged.
     """
     if (folder / CONFIG).is_file():
-        return _load_run(folder, mesh=mesh, rule=rule)
+        return _load_run(folder, mesh=mesh)
     facts = checkpoints.read_manifest(folder)
     variant = facts.get("variant")
     if variant not in VARIANTS or facts.get("kind") != "converted":
         raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
     look = Look(preprocess=facts.get("preprocess", "sam"))
-    variables = checkpoints.load(folder, _shapes(variant, look, mesh=mesh, rule=rule))
+    variables = checkpoints.load(folder, _shapes(variant, look, mesh=mesh))
     return Loaded(variant, variables, None, None, look)
 
 
-def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
+def _load_run(run: Path, *, mesh: Mesh) -> Loaded:
     settings = read_config(run)
     step = newest_step(run)
     if not step:
@@ -270,7 +270,7 @@ def _load_run(run: Path, *, mesh: Mesh, rule: str) -> Loaded:
             f"{run}: a run without a checkpoint yet; start it again with the same command"
         )
     look = config.look_of(settings)
-    abstract = _shapes(settings.variant, look, mesh=mesh, rule=rule)
+    abstract = _shapes(settings.variant, look, mesh=mesh)
     trainable, frozen = tree.partition(abstract, rules_of(settings))
     folder = checkpoints.step_folder(run, step)
     held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
@@ -298,10 +298,10 @@ def _variables(variant: str, look: Look, key: jax.Array) -> dict[str, Any]:
     return init(Sam(VARIANTS[variant]), key) | initial_fusion(look)
 
 
-def _shapes(variant: str, look: Look, *, mesh: Mesh, rule: str) -> dict[str, Any]:
+def _shapes(variant: str, look: Look, *, mesh: Mesh) -> dict[str, Any]:
     """Shapes and placements of all variables of a variant that is shown a look."""
     abstract = jax.eval_shape(partial(_variables, variant, look), jax.random.key(0))
-    return _placed(abstract, sharding.placements(abstract, mesh, rule))
+    return _placed(abstract, sharding.placements(abstract, mesh))
 
 
 def _placed(abstract: Any, where: Any) -> Any:
@@ -367,7 +367,7 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
     """
     look = config.look_of(settings)
     if settings.checkpoint:
-        loaded = load(Path(settings.checkpoint), mesh=mesh, rule="data")
+        loaded = load(Path(settings.checkpoint), mesh=mesh)
         if loaded.variant != settings.variant:
             raise CheckpointError(
                 f"{settings.checkpoint}: weights of {loaded.variant}, not of {settings.variant}; "
@@ -379,7 +379,7 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
         fresh = jax.device_put(initial_fusion(look), sharding.replicated(mesh))
         return variables | {name: kept.get(name, value) for name, value in fresh.items()}
     key = jax.random.fold_in(jax.random.key(settings.seed), prompts.Purpose.INIT)
-    places = _places(_shapes(settings.variant, look, mesh=mesh, rule="data"))
+    places = _places(_shapes(settings.variant, look, mesh=mesh))
     return jax.jit(partial(_variables, settings.variant, look), out_shardings=places)(key)
 
 
@@ -409,7 +409,7 @@ def begin(
     """
     policy = rules_of(settings)
     look = config.look_of(settings)
-    abstract = _shapes(settings.variant, look, mesh=mesh, rule="data")
+    abstract = _shapes(settings.variant, look, mesh=mesh)
     trainable, frozen = tree.partition(abstract, policy)
 
     def make(trainable: Any) -> State:
@@ -456,15 +456,14 @@ def _abstract_state(
     """Shapes and placements of a training state: moments lie where their parameters lie."""
     state = jax.eval_shape(make, trainable)
     everywhere = sharding.replicated(mesh)
-    params = _places(trainable)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda _, place: place,
+        lambda x, of: of.sharding if x.shape == of.shape else sharding.place(x.shape, mesh),
         state.optimizer,
-        params,
+        trainable,
         transform_non_params=lambda _: everywhere,
     )
-    return _placed(state, State(everywhere, params, moments))
+    return _placed(state, State(everywhere, _places(trainable), moments))
 
 
 def _places(arrays: Any) -> Any:
