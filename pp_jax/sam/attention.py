@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pp_jax.lora import Lora
 from pp_jax.sam.interpolate import resize_offsets
+from pp_jax.sam.low_rank import with_side_path
 from pp_jax.sam.tiled import attend_in_tiles
 from pp_jax.sharding import default_device
 
@@ -183,16 +185,19 @@ class Attention(nn.Module):
     table_side: int  # Side of the grid that the relative positions were trained on.
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"  # A row of ATTENTIONS.
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
         """The attended grid."""
         B, h, w, D = x.shape
         d = D // self.num_heads
-        qkv = nn.DenseGeneral((3, self.num_heads, d), dtype=self.dtype, name="qkv")(
-            x.reshape(B, h * w, D)
-        )  # B L 3 K d
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        x = x.reshape(B, h * w, D)
+        qkv = nn.DenseGeneral((3, self.num_heads, d), dtype=self.dtype, name="qkv")(x)  # B L 3 K d
+        query, key, value = (
+            with_side_path(qkv[:, :, i], x, lora=self.lora, name=name)
+            for i, name in enumerate("qkv")
+        )
         table = (2 * self.table_side - 1, d)
         rel_pos_h = self.param("rel_pos_h", nn.initializers.zeros, table)
         rel_pos_w = self.param("rel_pos_w", nn.initializers.zeros, table)
@@ -200,8 +205,9 @@ class Attention(nn.Module):
         columns = relative_positions(rel_pos_w, side=w).astype(self.dtype)
         run = choose_attention(self.attention, width=folded_width(d, h, w), dtype=self.dtype)
         out = run(query, key, value, rows, columns)
-        out = nn.DenseGeneral(D, axis=(-2, -1), dtype=self.dtype, name="proj")(out)
-        return out.reshape(B, h, w, D)
+        y = nn.DenseGeneral(D, axis=(-2, -1), dtype=self.dtype, name="proj")(out)
+        y = with_side_path(y, out, lora=self.lora, name="proj", inputs=2)
+        return y.reshape(B, h, w, D)
 
 
 Parts = tuple[Array, Array, Array, Array, Array]  # Query, key, value, vertical, horizontal.

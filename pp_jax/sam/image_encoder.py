@@ -5,9 +5,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pp_jax.lora import Lora
 from pp_jax.sam.attention import Attention
 from pp_jax.sam.config import SamConfig
 from pp_jax.sam.interpolate import resize_positions
+from pp_jax.sam.low_rank import with_side_path
 
 
 def layer_norm(
@@ -71,13 +73,15 @@ class Mlp(nn.Module):
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*L D"]) -> Float[Array, "*L D"]:
         """The transformed features."""
         hidden = nn.Dense(self.hidden, dtype=self.dtype, name="lin1")(x)
-        hidden = gelu(hidden)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(hidden)
+        hidden = gelu(with_side_path(hidden, x, lora=self.lora, name="lin1"))
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, name="lin2")(hidden)
+        return with_side_path(y, hidden, lora=self.lora, name="lin2")
 
 
 class Block(nn.Module):
@@ -89,6 +93,7 @@ class Block(nn.Module):
     trained_grid: int  # Side of the whole grid that the tables were trained on.
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w D"]) -> Float[Array, "B h w D"]:
@@ -99,6 +104,7 @@ class Block(nn.Module):
             self.window_size or self.trained_grid,
             dtype=self.dtype,
             attention=self.attention,
+            lora=self.lora,
             name="attn",
         )
         y = layer_norm(epsilon=1e-6, dtype=self.dtype, name="norm1")(x)
@@ -109,7 +115,7 @@ class Block(nn.Module):
             y = attn(y)
         x = x + y
         y = layer_norm(epsilon=1e-6, dtype=self.dtype, name="norm2")(x)
-        return x + Mlp(self.mlp_ratio * D, dtype=self.dtype, name="mlp")(y)
+        return x + Mlp(self.mlp_ratio * D, dtype=self.dtype, lora=self.lora, name="mlp")(y)
 
 
 class PatchEmbed(nn.Module):
@@ -135,6 +141,7 @@ class ImageEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False  # Recompute each block in the backward pass: less memory, a third slower.
     attention: str = "auto"  # A row of ATTENTIONS.
+    lora: Lora | None = None  # Pairs of every block.
 
     @nn.compact
     def __call__(self, image: Float[Array, "B S S C"]) -> Float[Array, "B h w D"]:
@@ -156,6 +163,7 @@ class ImageEncoder(nn.Module):
                 c.trained_grid,
                 dtype=self.dtype,
                 attention=self.attention,
+                lora=self.lora,
                 name=f"blocks_{i:02d}",
             )(x)
         x = nn.Conv(c.out_dim, (1, 1), use_bias=False, dtype=self.dtype, name="neck_0")(x)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pp_jax.lora import Lora
 from pp_jax.sam.config import SamConfig
 from pp_jax.sam.image_encoder import ImageEncoder
 from pp_jax.sam.mask_decoder import MaskDecoder
@@ -45,11 +46,16 @@ class Sam(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     attention: str = "auto"  # A row of ATTENTIONS, for the image encoder.
+    lora: Lora | None = None  # Pairs of the image encoder, in a collection `lora` of their own.
 
     def setup(self) -> None:
         """The three parts, under the official names."""
         self.image_encoder = ImageEncoder(
-            self.config, dtype=self.dtype, remat=self.remat, attention=self.attention
+            self.config,
+            dtype=self.dtype,
+            remat=self.remat,
+            attention=self.attention,
+            lora=self.lora,
         )
         self.prompt_encoder = PromptEncoder(self.config)
         self.mask_decoder = MaskDecoder(self.config)
@@ -81,7 +87,7 @@ class Sam(nn.Module):
 
 @partial(jax.jit, static_argnames="model")
 def init(model: Sam, key: Array) -> dict:
-    """Fresh variables `{"params": ..., "constants": ...}`, randomly initialised."""
+    """Fresh variables `{"params", "constants"}`, with pairs also `{"lora"}`, drawn at random."""
     c = model.config
     image = jnp.zeros((1, c.image_size, c.image_size, 3))
     side = c.mask_side
