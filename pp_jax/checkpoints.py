@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,17 +63,17 @@ def save(folder: Path, tree: Mapping[str, Any], *, facts: Mapping[str, Any]) -> 
     if first:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-    _meet(f"begin {folder.name}")
+    meet(f"begin {folder.name}")
     # Without a bound Orbax copies the whole tree before it writes: 5 GiB more for `vit_h`.
     handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=1)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(partial / _TREE, args=ocp.args.PyTreeSave(dict(tree)))
-    _meet(f"written {folder.name}")
+    meet(f"written {folder.name}")
     if first:
         files = {str(p.relative_to(partial)): _fingerprint(p) for p in _files(partial)}
         write_json(partial / MANIFEST, {**facts, "files": files})
         _replace(folder, partial)
-    _meet(f"committed {folder.name}")
+    meet(f"committed {folder.name}")
 
 
 def _replace(folder: Path, partial: Path) -> None:
@@ -89,7 +89,8 @@ def _aside(folder: Path) -> Path:
     return folder.with_name(folder.name + ".replaced")
 
 
-def _meet(name: str) -> None:
+def meet(name: str) -> None:
+    """All processes have come to this line."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
@@ -220,27 +221,31 @@ def steps(run: Path) -> list[int]:
     return sorted(int(n) for n in names if n.isdigit())
 
 
+def step_verifies(run: Path, step: int) -> bool:
+    """Whether a step's checkpoint verifies; the log names what is wrong with one that does not."""
+    try:
+        verify(step_folder(run, step))
+    except CheckpointError as error:
+        logging.getLogger(__name__).warning("skipping step %d: %s", step, error)
+        return False
+    return True
+
+
 def newest_verified(run: Path) -> int | None:
     """The newest step whose checkpoint verifies; names in the log each newer one it skips."""
-    for step in reversed(steps(run)):
-        try:
-            verify(step_folder(run, step))
-        except CheckpointError as error:
-            logging.getLogger(__name__).warning("skipping step %d: %s", step, error)
-        else:
-            return step
-    return None
+    return next((step for step in reversed(steps(run)) if step_verifies(run, step)), None)
 
 
-def prune(run: Path, *, keep: int) -> None:
-    """Only the `keep` step checkpoints of a run that were written last remain.
+def prune(run: Path, *, keep: int, also: Sequence[int] = ()) -> None:
+    """Only the `keep` step checkpoints of a run that were written last remain, and those `also`.
 
     Not those of the highest steps: when a run goes on from before damaged ones, the damaged ones
     have the highest steps.
     """
     if jax.process_index() == 0:
         for step in sorted(steps(run), key=lambda step: _written(step_folder(run, step)))[:-keep]:
-            shutil.rmtree(step_folder(run, step))
+            if step not in also:
+                shutil.rmtree(step_folder(run, step))
 
 
 def _written(folder: Path) -> int:

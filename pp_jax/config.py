@@ -367,23 +367,28 @@ def blind_twin(config: TrainConfig) -> TrainConfig:
 
 
 def twin_command(config: TrainConfig) -> str:
-    """What to type for the blind twin of a run: the flags that differ from the defaults.
+    """What to type for the blind twin of a run."""
+    return command(blind_twin(config))
+
+
+def command(config: TrainConfig) -> str:
+    """What to type for a run: the flags that differ from the defaults.
 
     Raises:
       ValueError: As `resolve`.
     """
-    twin = dataclasses.replace(blind_twin(config), force=False)
-    plain = TrainConfig(variant=config.variant)
-    if twin.fold is not None:
-        twin = dataclasses.replace(twin, out=twin.out.removesuffix(f"/fold{twin.fold}"))
+    told = dataclasses.replace(config, force=False)
+    plain = TrainConfig(variant=told.variant)
+    if told.fold is not None:
+        told = dataclasses.replace(told, out=told.out.removesuffix(f"/fold{told.fold}"))
     # What follows from the other flags need not be said.
     for name in ("out", "data_dir", "checkpoint", "trainable", "batch", "lr", "epochs"):
-        bare = dataclasses.replace(twin, **{name: getattr(plain, name)})
-        if getattr(resolve(bare), name) == getattr(twin, name):
-            twin = bare
+        bare = dataclasses.replace(told, **{name: getattr(plain, name)})
+        if getattr(resolve(bare), name) == getattr(told, name):
+            told = bare
     words = ["python", "train.py"]
-    for field in dataclasses.fields(twin):
-        value = getattr(twin, field.name)
+    for field in dataclasses.fields(told):
+        value = getattr(told, field.name)
         flag = field.name.replace("_", "-")
         if value == field.default:
             continue
