@@ -13,6 +13,7 @@ from pp_jax.finetune.losses import Terms
 from pp_jax.finetune.optimize import make_optimizer
 from pp_jax.finetune.step import make_step, make_terms
 from pp_jax.finetune.trainable import POLICIES
+from pp_jax.lora import lora_of
 from pp_jax.preprocess import augment
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.prompts import Purpose
@@ -31,6 +32,7 @@ def model_of(settings: TrainConfig, *, mesh: Mesh | None = None) -> Sam:
         dtype=jnp.dtype(settings.dtype),
         remat=settings.remat,
         attention=attention,
+        lora=lora_of(settings),
     )
 
 
