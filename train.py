@@ -14,7 +14,7 @@ import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune import loop, optimize, runs, trainable
+from pp_jax.finetune import loop, optimize, recipe, runs, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
@@ -39,6 +39,7 @@ CHOICES = {
 }
 CHECKED = SPECS | {
     "augment": (augment.parse, augment.HELP),
+    "lr_scale": (optimize.parse_lr_scale, optimize.LR_SCALE_HELP),
     "mesh": (sharding.parse_mesh, sharding.MESH_HELP),
     "data": (sources.check_names, sources.HELP),
     "train_on": (splits.parse_train_on, splits.HELP),
@@ -63,6 +64,7 @@ def main() -> None:
         cli.require_clone()
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
         roi.make_for_images(settings.roi)
+        recipe.check_rules(settings)
         if settings.embeddings:
             check_fixed(settings)
         runs.require_checkpoint(settings)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -10,14 +11,15 @@ from jax.sharding import Mesh
 from pp_jax import config, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune.losses import Terms
-from pp_jax.finetune.optimize import make_optimizer
+from pp_jax.finetune.optimize import check_scales, make_optimizer, parse_lr_scale
 from pp_jax.finetune.step import make_step, make_terms
-from pp_jax.finetune.trainable import POLICIES
+from pp_jax.finetune.trainable import policy
 from pp_jax.lora import lora_of
 from pp_jax.preprocess import augment
-from pp_jax.preprocess.stage import make_stage
+from pp_jax.preprocess.stage import initial_fusion, make_stage
 from pp_jax.prompts import Purpose
-from pp_jax.sam import Sam, sized
+from pp_jax.sam import VARIANTS, Sam, sized
+from pp_jax.sam.model import init
 
 _PAPER_WARMUP = 250
 
@@ -37,9 +39,34 @@ def model_of(settings: TrainConfig, *, mesh: Mesh | None = None) -> Sam:
 
 
 def rules_of(settings: TrainConfig) -> tree.Rules[bool]:
-    """Which variables the settings train: ordered rules over their paths."""
-    fusion = (("fusion/.*", True),) if settings.fusion == "learned" else ()
-    return (*fusion, *POLICIES[settings.trainable])
+    """Which variables the settings train: ordered rules over their paths.
+
+    Raises:
+      ValueError: More last blocks than the variant has.
+    """
+    depth = VARIANTS[settings.variant].depth
+    rules = policy(settings.trainable, depth=depth, last_blocks=settings.last_blocks)
+    return (("fusion/.*", True), *rules) if settings.fusion == "learned" else tuple(rules)
+
+
+def trained_of(settings: TrainConfig) -> dict[str, Any]:
+    """Shapes of the variables that the settings train."""
+    model, look = model_of(settings), look_of(settings)
+    shapes = jax.eval_shape(lambda key: init(model, key) | initial_fusion(look), jax.random.key(0))
+    return tree.partition(shapes, rules_of(settings))[0]
+
+
+def check_rules(settings: TrainConfig) -> None:
+    """Nothing, where what is trained and at which rates fits the model.
+
+    Raises:
+      ValueError: Names the flag, its value and what to choose instead.
+    """
+    rules_of(settings)
+    lora_of(settings)
+    scales = parse_lr_scale(settings.lr_scale)
+    if scales or settings.layer_decay != 1:
+        check_scales(trained_of(settings), lr_scale=scales, layer_decay=settings.layer_decay)
 
 
 def optimizer_of(settings: TrainConfig, *, steps: int) -> optax.GradientTransformation:
@@ -51,8 +78,11 @@ def optimizer_of(settings: TrainConfig, *, steps: int) -> optax.GradientTransfor
         lr=settings.lr,
         warmup=warmup,
         steps=steps,
-        weight_decay=0.1 if settings.weight_decay is None else settings.weight_decay,
+        weight_decay=settings.weight_decay,
         clip=settings.clip,
+        lr_scale=parse_lr_scale(settings.lr_scale),
+        layer_decay=settings.layer_decay,
+        depth=VARIANTS[settings.variant].depth,
     )
 
 
