@@ -35,6 +35,7 @@ def model_of(settings: TrainConfig, *, mesh: Mesh | None = None) -> Sam:
         remat=settings.remat,
         attention=attention,
         lora=lora_of(settings),
+        scan_blocks=settings.scan_blocks,
     )
 
 

@@ -1,10 +1,15 @@
 """The image encoder: a ViT with windowed and global attention, and a convolutional neck."""
 
+import itertools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from pp_jax import tree
 from pp_jax.lora import Lora
 from pp_jax.sam.attention import Attention
 from pp_jax.sam.config import SamConfig
@@ -142,6 +147,7 @@ class ImageEncoder(nn.Module):
     remat: bool = False  # Recompute each block in the backward pass: less memory, a third slower.
     attention: str = "auto"  # A row of ATTENTIONS.
     lora: Lora | None = None  # Pairs of every block.
+    scan_blocks: bool = False  # Compile equal blocks once, as a loop.
 
     @nn.compact
     def __call__(self, image: Float[Array, "B S S C"]) -> Float[Array, "B h w D"]:
@@ -153,22 +159,85 @@ class ImageEncoder(nn.Module):
         # gradient of their norm a million times too large.
         position = self.param("pos_embed", nn.initializers.truncated_normal(0.02), shape)
         x = x + resize_positions(position, grid=c.grid).astype(self.dtype)
-        block = nn.remat(Block) if self.remat else Block
-        for i in range(c.depth):
-            window = 0 if i in c.global_blocks else c.window_size
-            x = block(
-                c.num_heads,
-                c.mlp_ratio,
-                window,
-                c.trained_grid,
-                dtype=self.dtype,
-                attention=self.attention,
-                lora=self.lora,
-                name=f"blocks_{i:02d}",
-            )(x)
+        windows = [0 if i in c.global_blocks else c.window_size for i in range(c.depth)]
+        # To draw parameters, blocks are as they are named.
+        scan = self.scan_blocks and not self.is_initializing()
+        x = self._scanned(x, windows) if scan else self._unrolled(x, windows)
         x = nn.Conv(c.out_dim, (1, 1), use_bias=False, dtype=self.dtype, name="neck_0")(x)
         x = layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_1")(x)
         x = nn.Conv(c.out_dim, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="neck_2")(
             x
         )
         return layer_norm(epsilon=1e-6, dtype=self.dtype, name="neck_3")(x)
+
+    def _unrolled(self, x: Float[Array, "B h w D"], windows: list[int]) -> Float[Array, "B h w D"]:
+        block = nn.remat(Block) if self.remat else Block
+        for i, window in enumerate(windows):
+            x = self._block(block, window, name=_name(i))(x)
+        return x
+
+    def _scanned(self, x: Float[Array, "B h w D"], windows: list[int]) -> Float[Array, "B h w D"]:
+        """`_unrolled`, as a loop over groups of blocks, in which each run of equal ones is a loop.
+
+        Parameters of equal blocks are stacked here, in a copy of the kernels in the type that they
+        are computed in.
+        """
+        length = _period(windows)
+        blocks = [self._held(i) for i in range(len(windows))]
+        held, steps, first = [], [], 0
+        for window, same in itertools.groupby(windows[:length]):
+            after = first + len(list(same))
+            groups = [_stack(blocks[i + first : i + after]) for i in range(0, len(blocks), length)]
+            held.append(_stack(groups))
+            steps.append(self._step(window))
+            first = after
+
+        def group(x: Array, runs: list[Any]) -> tuple[Array, None]:
+            for step, run in zip(steps, runs, strict=True):
+                x, _ = jax.lax.scan(step, x, run)
+            return x, None
+
+        return jax.lax.scan(group, x, held)[0]
+
+    def _step(self, window: int) -> Callable[[Array, Any], tuple[Array, None]]:
+        apply = self._block(Block, window, parent=None).apply
+        if self.remat:
+            apply = jax.checkpoint(apply, prevent_cse=False)  # In a loop nothing is merged.
+        return lambda x, variables: (apply(variables, x), None)
+
+    def _block(self, kind: type[Block], window: int, **where: Any) -> Block:
+        c = self.config
+        return kind(
+            c.num_heads,
+            c.mlp_ratio,
+            window,
+            c.trained_grid,
+            dtype=self.dtype,
+            attention=self.attention,
+            lora=self.lora,
+            **where,
+        )
+
+    def _held(self, index: int) -> dict[str, Any]:
+        """The variables of one block."""
+        own = {kind: held.get(_name(index), {}) for kind, held in self.variables.items()}
+        return tree.unflatten(
+            {
+                path: leaf.astype(self.dtype) if path.endswith("/kernel") else leaf
+                for path, leaf in tree.flatten(own).items()
+            }
+        )
+
+
+def _stack(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _name(index: int) -> str:
+    return f"blocks_{index:02d}"
+
+
+def _period(windows: list[int]) -> int:
+    """The length of the shortest group that blocks repeat."""
+    fitting = (n for n in range(1, len(windows)) if windows == windows[:n] * (len(windows) // n))
+    return next(fitting, len(windows))

@@ -47,6 +47,7 @@ class Sam(nn.Module):
     remat: bool = False
     attention: str = "auto"  # A row of ATTENTIONS, for the image encoder.
     lora: Lora | None = None  # Pairs of the image encoder, in a collection `lora` of their own.
+    scan_blocks: bool = False  # Compile equal blocks of the image encoder once, as a loop.
 
     def setup(self) -> None:
         """The three parts, under the official names."""
@@ -56,6 +57,7 @@ class Sam(nn.Module):
             remat=self.remat,
             attention=self.attention,
             lora=self.lora,
+            scan_blocks=self.scan_blocks,
         )
         self.prompt_encoder = PromptEncoder(self.config)
         self.mask_decoder = MaskDecoder(self.config)
