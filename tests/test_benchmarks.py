@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import flops, peers, training, turns
 from benchmarks.encoder import Benchmark
-from pp_jax.finetune.losses import sam_terms
+from pp_jax.finetune.losses import Wanted, sam_terms
 from pp_jax.sam import VARIANTS, Sam, SamOutput
 from pp_jax.sam.model import init
 from tests import official, turning
@@ -319,9 +319,12 @@ def test_the_loss_in_torch_is_ours() -> None:
     targets = rng.uniform(size=(2, 1, 16, 16)).astype(np.float32)
     sums = sam_terms(
         SamOutput(jnp.asarray(logits)[:, None], jnp.asarray(iou)[:, None]),
-        jnp.asarray(targets),
-        jnp.ones((2, 16, 16)),
-        jnp.ones((2, 1), bool),
+        Wanted(
+            jnp.asarray(targets),
+            jnp.ones((2, 16, 16)),
+            jnp.ones((2, 1), bool),
+            jnp.zeros((2, 1, 4)),
+        ),
         weights={"focal": 20.0, "dice": 1.0, "iou": 1.0},
     )
     found = training.loss(*(torch.from_numpy(x) for x in (logits, iou, targets)))
