@@ -11,7 +11,13 @@ from jax.sharding import Mesh
 from pp_jax import config, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune.losses import Terms
-from pp_jax.finetune.optimize import check_scales, make_optimizer, parse_lr_scale
+from pp_jax.finetune.optimize import (
+    SCHEDULES,
+    check_scales,
+    make_optimizer,
+    parse_lr_scale,
+    warm_up,
+)
 from pp_jax.finetune.step import make_step, make_terms
 from pp_jax.finetune.trainable import policy
 from pp_jax.lora import lora_of
@@ -72,7 +78,7 @@ def check_rules(settings: TrainConfig) -> None:
 
 def optimizer_of(settings: TrainConfig, *, steps: int) -> optax.GradientTransformation:
     """The update rule of a training of so many steps."""
-    warmup = min(_PAPER_WARMUP, steps // 10) if settings.warmup is None else settings.warmup
+    warmup = _warmup(settings, steps)
     return make_optimizer(
         name=settings.optimizer,
         schedule=settings.schedule,
@@ -85,6 +91,17 @@ def optimizer_of(settings: TrainConfig, *, steps: int) -> optax.GradientTransfor
         layer_decay=settings.layer_decay,
         depth=VARIANTS[settings.variant].depth,
     )
+
+
+def rate_of(settings: TrainConfig, *, steps: int) -> optax.Schedule:
+    """The learning rate by step, before what parts, layers and a plateau make of it."""
+    warmup = _warmup(settings, steps)
+    course = SCHEDULES[settings.schedule].rate(settings.lr, warmup=warmup, steps=steps)
+    return warm_up(course, warmup=warmup)
+
+
+def _warmup(settings: TrainConfig, steps: int) -> int:
+    return min(_PAPER_WARMUP, steps // 10) if settings.warmup is None else settings.warmup
 
 
 def terms_of(
