@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -190,7 +190,7 @@ def point_prompt(
     cells = jax.vmap(draw_cell)(_clickable(targets), uniform)
     clicked = valid & jnp.any(targets > 0, axis=(1, 2))
     return Marks(
-        points=_cell_centres(cells, targets, size, side=side)[:, None],
+        points=cell_centres(cells, size, stride=side / targets.shape[-1])[:, None],
         labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None],
     )
 
@@ -215,7 +215,7 @@ def scribble_prompt(
     spread, fresh = jax.vmap(farthest_cells)(cells, first)
     clicked = fresh & (valid & jnp.any(targets > 0, axis=(1, 2)))[:, None]
     return Marks(
-        points=_cell_centres(spread, targets, size, side=side),
+        points=cell_centres(spread, size, stride=side / targets.shape[-1]),
         labels=jnp.where(clicked, FOREGROUND, NEUTRAL),
     )
 
@@ -249,6 +249,29 @@ def lasso_prompt(
     return marks._replace(masks=logits, has_mask=valid & jnp.any(targets > 0, axis=(1, 2)))
 
 
+def mixed_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """The mark of `box_prompt` or that of `point_prompt`, each for half of the objects."""
+    # Keys of their own, so that neither mark tells which of them is taken.
+    point_key, choice_key = (jax.random.fold_in(key, number) for number in (1, 2))
+    box = box_prompt(key, targets, boxes, valid, size, side=side)
+    point = point_prompt(point_key, targets, boxes, valid, size, side=side)
+    clicked = jax.random.bernoulli(choice_key, shape=valid.shape)
+    return Marks(
+        points=point.points,
+        labels=jnp.where(clicked[:, None], point.labels, NEUTRAL),
+        boxes=box.boxes,
+        has_box=valid & ~clicked,
+    )
+
+
 def no_prompt(
     key: Key[Array, ""],
     targets: Float[Array, "N h w"],
@@ -272,6 +295,13 @@ def draw_cell(cells: Bool[Array, "h w"], uniform: Float[Array, ""]) -> Int[Array
     chosen = jnp.floor(uniform * rank[-1]).astype(jnp.int32)
     index = jnp.argmax(rank > chosen)
     return jnp.stack([index % cells.shape[1], index // cells.shape[1]])
+
+
+def cell_centres(
+    cells: Int[Array, "*n 2"], size: Int[Array, "2"], *, stride: float
+) -> Float[Array, "*n 2"]:
+    """The middle `(x, y)` of cells of `stride` pixels, held inside the valid `size`."""
+    return jnp.minimum((cells + 0.5) * stride - 0.5, size[::-1] - 1)
 
 
 def farthest_cells(
@@ -301,13 +331,6 @@ def _clickable(targets: Float[Array, "N h w"]) -> Bool[Array, "N h w"]:
     return (targets > 0.5) | ((fullest <= 0.5) & (targets == fullest))
 
 
-def _cell_centres(
-    cells: Int[Array, "*n 2"], targets: Float[Array, "N h w"], size: Int[Array, "2"], *, side: int
-) -> Float[Array, "*n 2"]:
-    stride = side / targets.shape[-1]
-    return jnp.minimum((cells + 0.5) * stride - 0.5, size[::-1] - 1)
-
-
 def _blur(
     targets: Float[Array, "N h w"], size: Int[Array, "2"], *, side: int
 ) -> Float[Array, "N h w"]:
@@ -323,7 +346,7 @@ def _blur(
     return jnp.einsum("ih,Nhw,jw->Nij", rows, targets, columns)
 
 
-def sample_prompts(
+def sample_marks(
     name: str,
     keys: Key[Array, " B"],
     *,
@@ -332,15 +355,24 @@ def sample_prompts(
     valid: Bool[Array, "B N"],
     size: Int[Array, "B 2"],
     side: int,
-) -> Prompts:
-    """Prompts drawn from a batch's targets by a row of `SAMPLERS`, one key per image.
+) -> Marks:
+    """Marks drawn from a batch's targets by a row of `SAMPLERS`, one key per image.
+
+    Every field has a leading axis `B`.
 
     Raises:
       ValueError: An unknown name.
     """
     if name not in SAMPLERS:
         raise ValueError(f"unknown prompt {name!r}: choose one of {', '.join(SAMPLERS)}")
-    marks = jax.vmap(partial(SAMPLERS[name], side=side))(keys, targets, boxes, valid, size)
+    return jax.vmap(partial(SAMPLERS[name], side=side))(keys, targets, boxes, valid, size)
+
+
+def sample_prompts(
+    name: str, keys: Key[Array, " B"], *, valid: Bool[Array, "B N"], **batch: Any
+) -> Prompts:
+    """The prompts of `sample_marks`, which says what the arguments are."""
+    marks = sample_marks(name, keys, valid=valid, **batch)
     return make_prompts(**marks._asdict(), valid=valid)
 
 
@@ -350,8 +382,22 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "box": box_prompt,
         "point": point_prompt,
+        "mixed": mixed_prompt,
         "none": no_prompt,
         "scribble": scribble_prompt,
         "lasso": lasso_prompt,
     }
+)
+
+
+class Prompting(NamedTuple):
+    """How training marks its objects."""
+
+    first: str  # A row of `SAMPLERS`.
+    clicks: bool  # Whether rounds of clicks on the model's errors follow.
+
+
+PROMPTINGS: Mapping[str, Prompting] = MappingProxyType(
+    {name: Prompting(name, clicks=False) for name in SAMPLERS}
+    | {"iterative": Prompting("mixed", clicks=True)}
 )

@@ -108,16 +108,17 @@ def test_an_incomplete_prompt_says_what_is_missing(given, message):
 
 
 def test_an_unknown_sampler_is_named_with_the_choices():
-    with pytest.raises(ValueError, match="unknown prompt 'boxes': choose one of box, point, none"):
+    with pytest.raises(ValueError, match="unknown prompt 'boxes': choose one of box, point, mixed"):
         sample_prompts("boxes", keys([0]), **fields(1))
 
 
-LABELS_OF = {
-    "box": [2, 3],
-    "point": [1, -1],
-    "none": [-2],
-    "scribble": [1, 1, 1, 1, -1],
-    "lasso": [1, 1, 1, 1, -1],
+LABELS_OF = {  # One of these.
+    "box": [[2, 3]],
+    "point": [[1, -1]],
+    "mixed": [[1, -1, -2], [-2, 2, 3]],
+    "none": [[-2]],
+    "scribble": [[1, 1, 1, 1, -1]],
+    "lasso": [[1, 1, 1, 1, -1]],
 }
 
 
@@ -125,13 +126,13 @@ LABELS_OF = {
 def test_each_sampler_gives_its_labels(name):
     labels = LABELS_OF[name]
     prompts = draw(name, keys([0, 1]), **fields(2))
-    assert prompts.labels.tolist() == [[labels]] * 2
+    assert all(own in labels for own in prompts.labels[:, 0].tolist())
     side = 16 if name == "lasso" else 0
     assert prompts.masks.shape == (2, 1, side, side)
     assert prompts.has_mask.tolist() == [[name == "lasso"]] * 2
     invalid = fields(2) | {"valid": jnp.zeros((2, 1), bool)}
     neutral = draw(name, keys([0, 1]), **invalid)
-    assert neutral.labels.tolist() == [[[-2] * len(labels)]] * 2
+    assert neutral.labels.tolist() == [[[-2] * len(labels[0])]] * 2
     assert neutral.has_mask.tolist() == [[False]] * 2
 
 
@@ -240,6 +241,25 @@ def test_a_jittered_box_is_ordered_and_inside_the_valid_size():
     assert boxes[:, 2].max() == 48
     assert boxes[:, 3].max() == 64
     assert (boxes[:, :2] <= boxes[:, 2:]).all()
+
+
+def test_mixed_is_the_box_or_a_click_each_for_half_of_the_objects():
+    count = 1600
+    size = {"size": (64, 64)}
+    prompts, boxes = (
+        draw(name, keys(np.arange(count)), **fields(count, **size)) for name in ("mixed", "box")
+    )
+    labels, points = np.asarray(prompts.labels[:, 0]), np.asarray(prompts.points[:, 0])
+    boxed = labels[:, 1] == 2
+    assert {tuple(own) for own in labels.tolist()} == {(1, -1, -2), (-2, 2, 3)}
+    assert abs(boxed.sum() - count / 2) < 5 * np.sqrt(count / 4)
+    np.testing.assert_array_equal(points[boxed, 1:], boxes.points[boxed, 0])
+    x, y = (points[~boxed, 0].T - 1.5) / 4  # Cells of the target: rows 3 to 6, columns 2 to 9.
+    assert set(x) == set(range(2, 10))
+    assert set(y) == set(range(3, 7))
+    # Which of them it is tells nothing about the noise.
+    noise = np.asarray(boxes.points[:, 0]).reshape(count, 4)
+    assert np.abs(np.corrcoef(boxed, noise.T)[0, 1:]).max() < 5 / np.sqrt(count)
 
 
 def shapes(batch: int, *, side: int = SIDE) -> dict:

@@ -1,6 +1,7 @@
 """One optimizer step, and one validation batch, as pure functions."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +10,17 @@ import optax
 from jaxtyping import Array, Int, Key
 
 from pp_jax import tree
+from pp_jax.finetune.iterative import Task, draw_rounds, make_rounds
 from pp_jax.finetune.losses import Terms, Wanted, sam_terms
 from pp_jax.preprocess.augment import Row, augment
 from pp_jax.preprocess.geometry import coverage
-from pp_jax.prompts import Purpose, example_keys, sample_prompts
-from pp_jax.sam import Sam
-from pp_jax.types import Batch
+from pp_jax.prompts import PROMPTINGS, Purpose, example_keys, make_prompts, sample_marks
+from pp_jax.sam import Sam, SamOutput
+from pp_jax.types import Batch, Prompts
 
 Params = Mapping[str, Any]
+
+_DECODERS = ("prompt_encoder", "mask_decoder")
 
 
 class State(NamedTuple):
@@ -43,8 +47,25 @@ def make_terms(
     It takes the trainable and the frozen tree, the batch, each row's position in the global batch,
     the run's key and the step. Examples are augmented by the `chain`, and prompts are drawn from
     what comes of it; both depend on these alone.
+
+    Args:
+      model: Encodes what the stage makes of images, and decodes.
+      stage: From images and their sizes to what the model is shown.
+      prompting: A row of `PROMPTINGS`.
+      purpose: Of the prompts' draws.
+      weights: Of the losses.
+      best_mask: Which mask takes the gradient.
+      rounds: How often a prompting with clicks asks; with 1 its first prompt is all.
+      chain: Augmentations.
     """
     side = model.config.image_size
+    first, clicks = PROMPTINGS[prompting]
+    score = partial(sam_terms, weights=weights, best_mask=best_mask)
+
+    def decode(variables: Params, embedding: Array, prompts: Prompts) -> SamOutput:
+        return model.apply(variables, embedding, prompts, method="decode")
+
+    play = make_rounds(decode, score, rounds=rounds, side=side)
 
     def terms(
         trainable: Params,
@@ -58,8 +79,8 @@ def make_terms(
             keys = example_keys(key, purpose=Purpose.AUGMENT, step=step, positions=positions)
             batch = augment(keys, batch, chain=chain)
         keys = example_keys(key, purpose=purpose, step=step, positions=positions)
-        prompts = sample_prompts(
-            prompting,
+        marks = sample_marks(
+            first,
             keys,
             targets=batch.targets,
             boxes=batch.boxes,
@@ -73,18 +94,38 @@ def make_terms(
             embedding = model.apply(variables, shown, method="encode")
         else:
             embedding = batch.features.astype(jnp.float32)
-        output = model.apply(variables, embedding, prompts, method="decode")
-        wanted = wanted_of(batch, side=side)
-        return sam_terms(output.three(), wanted, weights=weights, best_mask=best_mask)
+        wanted = wanted_of(batch, side=side, image=bool(weights.get("affinity")))
+        if clicks and rounds > 1:
+            draws = draw_rounds(keys, objects=batch.valid.shape[1], rounds=rounds)
+            learned, fixed = (read_by_decoder(variables) for variables in (trainable, frozen))
+            return play(learned, embedding, Task(fixed, marks, wanted, batch.size, draws))
+        prompts = make_prompts(**marks._asdict(), valid=batch.valid)
+        return score(decode(variables, embedding, prompts).three(), wanted)
 
     return terms
 
 
-def wanted_of(batch: Batch, *, side: int) -> Wanted:
-    """What the masks of a batch on canvases of `side` should be."""
+def read_by_decoder(variables: Params) -> Params:
+    """The variables of prompt encoder and mask decoder: masks follow from them and an embedding."""
+    flat = tree.flatten(variables)
+    return tree.unflatten({path: x for path, x in flat.items() if path.split("/")[1] in _DECODERS})
+
+
+def wanted_of(batch: Batch, *, side: int, image: bool = False) -> Wanted:
+    """What the masks of a batch on canvases of `side` should be, with the `image` if asked for.
+
+    A cell's colour is the mean of its pixels in the image. A batch of embeddings has no image.
+    """
     cells = batch.targets.shape[-1]
     cover = jax.vmap(lambda size: coverage(size, side=side))(batch.size)
-    return Wanted(batch.targets, cover, batch.valid, batch.boxes * (cells / side))
+    wanted = Wanted(batch.targets, cover, batch.valid, batch.boxes * (cells / side))
+    if not image or batch.features is not None:
+        return wanted
+    pixels = side // cells
+    blocks = batch.image.reshape(-1, cells, pixels, cells, pixels, 3)
+    # Pixels beyond the image are 0: the sum is that of the pixels within.
+    share = jnp.where(cover > 0, cover, 1.0)[..., None]
+    return wanted._replace(image=jnp.mean(blocks, (2, 4), dtype=jnp.float32) / share)
 
 
 def averages(sums: Terms) -> dict[str, Array]:
