@@ -23,7 +23,7 @@ import platform
 import shutil
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -39,7 +39,7 @@ from pp_jax import checkpoints, config, prompts, sharding, tree
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import Look, TrainConfig
 from pp_jax.evaluate.controls import Atlas, Outlined, fit_atlas
-from pp_jax.finetune.recipe import rules_of
+from pp_jax.finetune.recipe import model_of, rules_of
 from pp_jax.finetune.step import State
 from pp_jax.preprocess.stage import initial_fusion
 from pp_jax.sam import VARIANTS, Sam
@@ -407,27 +407,20 @@ def begin(
     Raises:
       CheckpointError: Weights of another variant, or damaged ones.
     """
-    policy = rules_of(settings)
-    look = config.look_of(settings)
-    abstract = _shapes(settings.variant, look, mesh=mesh)
-    trainable, frozen = tree.partition(abstract, policy)
-
-    def make(trainable: Any) -> State:
-        return State(jnp.int32(0), trainable, optimizer.init(trainable))
-
-    like = _abstract_state(trainable, optimizer, mesh=mesh, make=make)
+    like, frozen = shapes_of(settings, optimizer, mesh=mesh)
     if step:
         folder = checkpoints.step_folder(run, step)
         base, digest = _load_base(run, frozen, step=folder)
         _forget_after(run, step)
         return Begun(State(**checkpoints.load(folder, like._asdict())), base, digest)
-    trainable, frozen = tree.partition(_initial_variables(settings, mesh=mesh), policy)
+    trainable, frozen = tree.partition(_initial_variables(settings, mesh=mesh), rules_of(settings))
     facts = {
         "kind": "base",
         "variant": settings.variant,
         "source": settings.checkpoint or "random",
     }
     checkpoints.save(run / BASE, frozen, facts=facts)
+    make = partial(_start, optimizer=optimizer)
     state = jax.jit(make, out_shardings=_places(like))(trainable)
     return Begun(state, frozen, checkpoints.sha256(run / BASE / checkpoints.MANIFEST))
 
@@ -450,11 +443,18 @@ def save_step(run: Path, state: State, *, settings: TrainConfig, base: str) -> N
     checkpoints.prune(run, keep=settings.keep)
 
 
-def _abstract_state(
-    trainable: Any, optimizer: optax.GradientTransformation, *, mesh: Mesh, make: Callable
-) -> State:
-    """Shapes and placements of a training state: moments lie where their parameters lie."""
-    state = jax.eval_shape(make, trainable)
+def shapes_of(
+    settings: TrainConfig, optimizer: optax.GradientTransformation, *, mesh: Mesh
+) -> tuple[State, dict[str, Any]]:
+    """Shapes and placements of a training's state, and of what is frozen beside it.
+
+    Moments lie where their parameters lie.
+    """
+    model, look = model_of(settings), config.look_of(settings)
+    shapes = jax.eval_shape(lambda key: init(model, key) | initial_fusion(look), jax.random.key(0))
+    shapes = _placed(shapes, sharding.placements(shapes, mesh))
+    trainable, frozen = tree.partition(shapes, rules_of(settings))
+    state = jax.eval_shape(partial(_start, optimizer=optimizer), trainable)
     everywhere = sharding.replicated(mesh)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
@@ -463,7 +463,11 @@ def _abstract_state(
         trainable,
         transform_non_params=lambda _: everywhere,
     )
-    return _placed(state, State(everywhere, _places(trainable), moments))
+    return _placed(state, State(everywhere, _places(trainable), moments)), frozen
+
+
+def _start(trainable: Any, *, optimizer: optax.GradientTransformation) -> State:
+    return State(jnp.int32(0), trainable, optimizer.init(trainable))
 
 
 def _places(arrays: Any) -> Any:
