@@ -30,7 +30,7 @@ from pp_jax.sam import VARIANTS
 TABLES = {
     "variant": VARIANTS,
     "trainable": trainable.POLICIES,
-    "prompting": prompts.SAMPLERS,
+    "prompting": prompts.PROMPTINGS,
     "recipe": ("", *RECIPES),
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
