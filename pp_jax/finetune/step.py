@@ -129,7 +129,7 @@ def wanted_of(batch: Batch, *, side: int, image: bool = False) -> Wanted:
 
 
 def averages(sums: Terms) -> dict[str, Array]:
-    """Means over prompts; zeros where no prompt was valid."""
+    """Means over images with a valid prompt; zeros where there is none."""
     count = jnp.maximum(sums.count, 1.0)
     return {name: value / count for name, value in sums._asdict().items() if name != "count"}
 
@@ -139,8 +139,8 @@ def make_step(
 ) -> Callable:
     """The function `(state, frozen, batch, positions, key) -> (state, averages)`.
 
-    The gradient is that of the mean over all valid prompts of the global batch. With `accumulate`
-    it is the sum of those of as many parts of the batch, computed one after the other.
+    The gradient is that of the mean over the global batch's images with a valid prompt. With
+    `accumulate` it is the sum over as many parts of the batch, computed one after the other.
     """
 
     def loss(trainable: Params, *rest: Any) -> tuple[Array, Terms]:
