@@ -2,6 +2,7 @@
 
 python -m convert sam_vit_b_01ec64.pth checkpoints/vit_b     official, Hugging Face or MedSAM in
 python -m convert runs/NAME fine_tuned.pth                   out, for every tool that reads SAM
+python -m convert runs/NAME pairs.safetensors --part lora    out, only what was trained beside pairs
 python -m convert --download vit_b                           fetch, verify and convert
 """
 
@@ -13,11 +14,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from convert import download
-from pp_jax import checkpoints, cli
+from convert import download, pairs
+from pp_jax import checkpoints, cli, tree
 from pp_jax.config import Look
+from pp_jax.lora import lora_of
 
 PREPROCESS = ("", "sam", "medsam")
+PARTS = ("", "lora")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,9 @@ class Convert:
     preprocess: str = ""
     """What images the weights were trained on: `sam`, or `medsam` (stretched to a square, min-max).
     Needed for a file that is not an official one, neither by its hash nor by its name."""
+    part: str = ""
+    """From a run with `--trainable lora`: `lora` writes its pairs and what else it trained, alone,
+    as `convert/pairs.py` says; default: all weights, pairs merged into them."""
     force: bool = False
     """Replace what is already there."""
 
@@ -67,14 +73,16 @@ def convert(source: Path, out: Path, *, preprocess: str = "") -> dict[str, Any]:
     return facts
 
 
-def export(folder: Path, out: Path) -> dict[str, Any]:
+def export(folder: Path, out: Path, *, part: str = "") -> dict[str, Any]:
     """What is known of the weights now in the file `out`, under official names.
 
-    The official format has no place for what SAM was shown: that of a run stands beside it, in
-    `out` with the suffix `.look.json`, the learned fusion's parameters included.
+    All of them, with pairs merged, or a part of `PARTS`. The official format has no place for what
+    SAM was shown: that of a run stands beside it, in `out` with the suffix `.look.json`, the
+    learned fusion's parameters included.
 
     Raises:
-      ValueError: No checkpoint or run at `folder`, another suffix, or torch is missing.
+      ValueError: No checkpoint or run at `folder`, one without the part, another suffix, or torch
+        is missing.
     """
     official = _torch_side()
     import jax
@@ -84,6 +92,12 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
 
     loaded = runs.load(folder, mesh=sharding.make_mesh(jax.devices("cpu")[:1]))
     model = {name: held for name, held in loaded.variables.items() if name != "fusion"}
+    lora = lora_of(loaded.config) if part and loaded.config else None
+    if part and not lora:
+        raise ValueError(f"--part {part}: {folder} has no pairs; leave --part out")
+    state = (
+        pairs.to_part(_trained(folder, loaded), model) if lora else official.to_state_dict(model)
+    )
     facts = {"variant": loaded.variant, "step": loaded.step, "look": ""}
     if loaded.look != Look():
         fusion = jax.tree.map(lambda x: x.tolist(), jax.device_get(loaded.variables.get("fusion")))
@@ -91,8 +105,29 @@ def export(folder: Path, out: Path) -> dict[str, Any]:
         look.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(look, dataclasses.asdict(loaded.look) | {"learned": fusion})
         facts["look"] = str(look)
-    official.write_state_dict(out, official.to_state_dict(model))
+    official.write_state_dict(out, state, lora=lora)
     return facts
+
+
+def _trained(folder: Path, loaded: Any) -> dict[str, Any]:
+    """What a run trained, its pairs not merged, at the step that was loaded."""
+    import jax
+
+    from pp_jax.finetune.recipe import rules_of
+    from pp_jax.preprocess.stage import initial_fusion
+    from pp_jax.sam import VARIANTS, Sam
+    from pp_jax.sam.model import init
+
+    def variables(key: jax.Array) -> dict[str, Any]:
+        model = Sam(VARIANTS[loaded.variant], lora=lora_of(loaded.config))
+        return init(model, key) | initial_fusion(loaded.look)
+
+    shapes = jax.eval_shape(variables, jax.random.key(0))
+    trainable, _ = tree.partition(shapes, rules_of(loaded.config))
+    # The folder of a run, or of one of its steps.
+    held = folder / checkpoints.MANIFEST
+    step = folder if held.is_file() else checkpoints.step_folder(folder, loaded.step)
+    return checkpoints.load_part(step, {"trainable": trainable})["trainable"]
 
 
 def _torch_side() -> Any:
@@ -141,7 +176,7 @@ def require_free(out: Path, *, force: bool) -> None:
 
 def main() -> None:
     """The command line."""
-    choices = {"download": ("", *download.FILES), "preprocess": PREPROCESS}
+    choices = {"download": ("", *download.FILES), "preprocess": PREPROCESS, "part": PARTS}
     args = cli.parse(Convert, prog="python -m convert", choices=choices)
     with cli.one_line_errors():
         source, out = args.source, args.out
@@ -156,12 +191,15 @@ def main() -> None:
         if source.is_dir():
             if out.is_dir() or (out.exists() and not args.force):
                 raise ValueError(f"{out}: already there; choose another file or add --force")
-            facts = export(source, out)
+            facts = export(source, out, part=args.part)
             step = f", step {facts['step']}" if facts["step"] is not None else ""
-            print(f"{out}: {facts['variant']}{step}, official names")
+            names = "pairs alone" if args.part else "official names"
+            print(f"{out}: {facts['variant']}{step}, {names}")
             if facts["look"]:
                 print(f"{facts['look']}: what these weights expect to be shown")
         else:
+            if args.part:
+                raise ValueError(f"--part {args.part}: {source} is no folder of a run")
             require_free(out, force=args.force)
             facts = convert(source, out, preprocess=args.preprocess)
             kind = "official weights" if facts["official"] else "not a known official file"
