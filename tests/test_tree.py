@@ -1,16 +1,8 @@
-"""Parameter trees, the rules over them, and the rows of every table of rules."""
+"""Parameter trees and the rules over them."""
 
-import functools
-
-import jax
 import pytest
 
 from pp_jax import tree
-from pp_jax.config import Look
-from pp_jax.finetune.trainable import POLICIES
-from pp_jax.preprocess.stage import initial_fusion
-from pp_jax.sam import VARIANTS, Sam
-from pp_jax.sam.model import init
 
 NESTED = {"encoder": {"blocks_00": {"kernel": 1, "bias": 2}, "pos": 3}, "decoder": {"kernel": 4}}
 FLAT = {
@@ -19,17 +11,6 @@ FLAT = {
     "encoder/blocks_00/kernel": 1,
     "encoder/pos": 3,
 }
-
-
-@functools.cache
-def shapes(variant: str) -> dict:
-    return jax.eval_shape(lambda key: init(Sam(VARIANTS[variant]), key), jax.random.key(0))
-
-
-def variables_of(variant: str, policy: str) -> dict:
-    """What a run with this policy has: a policy `+fusion` goes with the learned fusion only."""
-    look = Look(fusion="learned" if policy.endswith("+fusion") else "replace")
-    return shapes(variant) | initial_fusion(look)
 
 
 def test_paths_are_keys_joined_by_slashes_in_sorted_order() -> None:
@@ -79,40 +60,3 @@ def test_combine_undoes_partition() -> None:
 def test_combine_refuses_a_leaf_that_two_trees_hold() -> None:
     with pytest.raises(ValueError, match="decoder/kernel"):
         tree.combine(NESTED, {"decoder": {"kernel": 5}})
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_every_policy_covers_every_variant_and_never_trains_a_constant(
-    variant: str, policy: str
-) -> None:
-    variables = variables_of(variant, policy)
-    trained, frozen = tree.partition(variables, POLICIES[policy])
-    counts = [sum(x.size for x in jax.tree.leaves(part)) for part in (trained, frozen, variables)]
-    assert counts[0] + counts[1] == counts[2]
-    assert counts[0] > 0
-    assert "constants" not in trained
-
-
-# Parameters of the official MaskDecoder; `image_encoder` and `prompt_encoder` hold the others.
-DECODER = 4_058_340
-
-# A 1x1 convolution of the image and one response: 4 weights and a bias for each of 3 channels.
-FUSION = 3 * (4 + 1)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_policies_train_as_many_parameters_as_the_official_parts_have(variant: str) -> None:
-    size = {
-        name: sum(
-            x.size for x in jax.tree.leaves(tree.partition(variables_of(variant, name), rules)[0])
-        )
-        for name, rules in POLICIES.items()
-    }
-    whole = sum(x.size for x in jax.tree.leaves(shapes(variant)["params"]))
-    assert size == {
-        "decoder": DECODER,
-        "decoder+fusion": DECODER + FUSION,
-        "full": whole,
-        "full+fusion": whole + FUSION,
-    }
