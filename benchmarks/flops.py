@@ -5,27 +5,59 @@ padding of windows, the gradient of a frozen weight), does not count: a program 
 not the slower one for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from pp_jax.lora import Lora
 from pp_jax.sam.config import SamConfig
+
+PAIRS = Lora(rank=8, alpha=16.0, on=("q", "v"))  # Of the policy `lora`.
 
 
 def encoder_flops(config: SamConfig, batch: int = 1) -> int:
     """Of the embeddings of `batch` images."""
     c, tokens = config, config.grid**2
     patches = 2 * tokens * c.embed_dim * 3 * c.patch_size**2
-    neck = 2 * tokens * (c.embed_dim * c.out_dim + 9 * c.out_dim**2)
-    # qkv and proj, then the two layers of the MLP.
-    dense = 2 * tokens * c.embed_dim**2 * (4 + 2 * c.mlp_ratio)
-    blocks = sum(dense + _attention(c, i in c.global_blocks) for i in range(c.depth))
-    return batch * (patches + blocks + neck)
+    blocks = sum(_dense(c) + 2 * _scores(c, i) + _terms(c, i) for i in range(c.depth))
+    return batch * (patches + blocks + _neck(c))
 
 
-def _attention(c: SamConfig, whole: bool) -> int:
-    """Scores, sums of values, and relative terms of both axes, of all heads together."""
-    side = c.grid if whole else c.window_size
-    return 2 * c.grid**2 * c.embed_dim * (2 * side**2 + 2 * side)
+def _neck(c: SamConfig) -> int:
+    return 2 * c.grid**2 * (c.embed_dim * c.out_dim + 9 * c.out_dim**2)
+
+
+def _dense(c: SamConfig) -> int:
+    """qkv and proj, then the two layers of the MLP, of one block."""
+    return 2 * c.grid**2 * c.embed_dim**2 * (4 + 2 * c.mlp_ratio)
+
+
+def _scores(c: SamConfig, block: int) -> int:
+    """Of all heads of a block together; the sums of values are as many."""
+    return 2 * c.grid**2 * c.embed_dim * _side(c, block) ** 2
+
+
+def _terms(c: SamConfig, block: int) -> int:
+    """Relative terms of both axes."""
+    return 2 * c.grid**2 * c.embed_dim * 2 * _side(c, block)
+
+
+def _side(c: SamConfig, block: int) -> int:
+    return c.grid if block in c.global_blocks else c.window_size
+
+
+def _encoder_with_pairs(c: SamConfig) -> int:
+    """Forward, then back to the inputs of all that comes after a pair, and to the pairs.
+
+    No gradient of a kernel or of a table of relative positions; none of the first block's input,
+    nor of its keys, before which nothing is trained.
+    """
+    forward = encoder_flops(c)
+    # A product of two activations has two gradients, one with what is frozen has one.
+    blocks = sum(_dense(c) + 4 * _scores(c, i) + _terms(c, i) for i in range(c.depth))
+    unasked = 2 * c.grid**2 * c.embed_dim * 3 * c.embed_dim + _scores(c, 0)
+    half = 2 * c.grid**2 * c.embed_dim * PAIRS.rank  # x A or (x A) B.
+    pairs = len(PAIRS.on) * (c.depth * 6 - 1) * half
+    return forward + _neck(c) + blocks - unasked + pairs
 
 
 def decoder_flops(config: SamConfig, prompts: int, points: int) -> int:
@@ -55,16 +87,23 @@ def product_flops(config: SamConfig, *, batch: int, products: int) -> int:
 
 
 def training_flops(config: SamConfig, policy: str, batch: int) -> int:
-    """Of one step on `batch` images with a box on each; a trained part costs three forward passes.
+    """Of one step on `batch` images with a box on each, whose decoder is trained.
+
+    A trained part costs three forward passes.
 
     Raises:
       ValueError: The policy has no row in `PASSES`.
     """
     if policy not in PASSES:
         raise ValueError(f"no count for policy {policy}; there are {', '.join(PASSES)}")
-    encoder, decoder = PASSES[policy]
-    return encoder * encoder_flops(config, batch) + decoder * batch * decoder_flops(config, 1, 2)
+    return batch * (PASSES[policy](config) + 3 * decoder_flops(config, 1, 2))
 
 
-# Forward passes that the encoder and the decoder count for.
-PASSES: Mapping[str, tuple[int, int]] = MappingProxyType({"decoder": (1, 3), "full": (3, 3)})
+# Operations of the encoder for one image.
+PASSES: Mapping[str, Callable[[SamConfig], int]] = MappingProxyType(
+    {
+        "decoder": encoder_flops,
+        "lora": _encoder_with_pairs,
+        "full": lambda config: 3 * encoder_flops(config),
+    }
+)

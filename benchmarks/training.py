@@ -94,7 +94,13 @@ def ours(place: Place, *, policy: str, remat: bool = False, attention: str = "au
 
     keep_freed_memory()
     side = place.config.image_size
-    model = Sam(place.config, dtype=jnp.dtype(place.dtype), remat=remat, attention=attention)
+    model = Sam(
+        place.config,
+        dtype=jnp.dtype(place.dtype),
+        remat=remat,
+        attention=attention,
+        lora=flops.PAIRS if policy == "lora" else None,
+    )
     mesh = sharding.make_mesh(jax.devices()[:1])
     # Where the step's result will be, or its second call would be compiled anew.
     variables = jax.device_put(init(model, jax.random.key(0)), sharding.replicated(mesh))
@@ -142,8 +148,10 @@ def official(
         other = transformers_sam(place.config, attention="sdpa", dtype="float32")
         model.image_encoder = other.vision_encoder
         model.image_encoder.img_size = place.config.image_size  # `preprocess` reads it.
-    model = model.to(device)
     (model if policy == "full" else model.mask_decoder).requires_grad_(True)
+    if policy == "lora":
+        add_pairs(model.image_encoder)
+    model = model.to(device)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=_RATE, weight_decay=_DECAY, fused=True)
     images, targets, boxes = (torch.from_numpy(x).to(device) for x in draw(place))
@@ -151,7 +159,7 @@ def official(
 
     def forward() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-            with torch.set_grad_enabled(policy == "full"):
+            with torch.set_grad_enabled(policy != "decoder"):
                 embedding = model.image_encoder(model.preprocess(images.permute(0, 3, 1, 2)))
                 embedding = getattr(embedding, "last_hidden_state", embedding)
                 sparse, dense = model.prompt_encoder(points=None, boxes=boxes[:, 0], masks=None)
@@ -167,6 +175,32 @@ def official(
         optimizer.step()
 
     return blocking(step, device)
+
+
+def add_pairs(encoder: "torch.nn.Module") -> None:
+    """Side paths of queries and values, trained, in each block of the official encoder or that of
+    transformers.
+    """
+    import torch
+
+    class WithPairs(torch.nn.Module):
+        """`qkv` and the pairs of `flops.PAIRS`, as peft computes them."""
+
+        def __init__(self, qkv: torch.nn.Linear):
+            super().__init__()
+            self.qkv, width, rank = qkv, qkv.in_features, flops.PAIRS.rank
+            a, b = torch.empty(2, rank, width).uniform_(-1, 1), torch.zeros(2, width, rank)
+            self.a, self.b = (torch.nn.Parameter(x) for x in (a * width**-0.5, b))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, v = (
+                torch.nn.functional.linear(torch.nn.functional.linear(x, a), b) * flops.PAIRS.scale
+                for a, b in zip(self.a, self.b, strict=True)
+            )
+            return self.qkv(x) + torch.cat([q, torch.zeros_like(q), v], -1)
+
+    for block in getattr(encoder, "blocks", None) or encoder.layers:
+        block.attn.qkv = WithPairs(block.attn.qkv)
 
 
 def decode(

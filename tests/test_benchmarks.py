@@ -271,7 +271,7 @@ def test_operations_of_a_step_are_those_that_torch_counts(policy: str) -> None:
 
 
 def test_operations_without_a_count_are_one_clear_mistake() -> None:
-    with pytest.raises(ValueError, match="no count for policy half; there are decoder, full"):
+    with pytest.raises(ValueError, match="no count for policy half; there are decoder, lora, full"):
         flops.training_flops(TINY, "half", 1)
 
 
