@@ -108,6 +108,9 @@ def name_methods(asked: EvalConfig) -> tuple[list[Told], list[str]]:
 
 def resolve(asked: EvalConfig, told: Sequence[Told], first: Member) -> EvalConfig:
     """What is asked, with the defaults that follow from the first model."""
+    folder = Path(told[0].folders[0])
+    # A step is a checkpoint itself: a file more in its folder and it does not verify.
+    of_step = runs.home(folder) != folder
     return resolve_eval(
         asked,
         folder=told[0].folders[0],
@@ -115,6 +118,7 @@ def resolve(asked: EvalConfig, told: Sequence[Told], first: Member) -> EvalConfi
         trained=first.trained,
         shown=first.look,
         several=compared.joint_name(told),
+        report_in=f"{runs.home(folder)}/step{int(folder.name)}-" if of_step else "",
     )
 
 
@@ -140,7 +144,7 @@ def open_records(
 def fitted_on(folder: Path) -> list[held_out.Fitted]:
     """What a run was fitted on, and before it the runs that it began from; nothing of weights."""
     found = []
-    while (folder / runs.CONFIG).is_file():
+    while runs.is_run(folder):
         run = runs.read_config(folder)
         sets = sources.name_sets(run.data, run.data_dir)
         parts = (runs.read_split(folder), runs.read_images(folder))

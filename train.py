@@ -14,7 +14,7 @@ import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune import loop, optimize, recipe, runs, trainable
+from pp_jax.finetune import loop, optimize, recipe, runs, start, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
@@ -51,30 +51,34 @@ ALIASES = {"prompting": "--prompt"}  # As eval.py calls what it asks with.
 def main() -> None:
     """Train as the command line says."""
     with cli.one_line_errors():
-        settings = pp_jax.config.resolve(
-            cli.parse(
-                TrainConfig,
-                prog="train.py",
-                choices=CHOICES,
-                specs=CHECKED,
-                aliases=ALIASES,
-                presets={name: preset.flags for name, preset in PRESETS.items()},
-            )
+        folder = cli.told("--resume")
+        held = start.to_resume(folder) if folder else None
+        asked = cli.parse(
+            TrainConfig,
+            prog="train.py",
+            choices=CHOICES,
+            specs=CHECKED,
+            aliases=ALIASES,
+            presets={name: preset.flags for name, preset in PRESETS.items()},
+            default=held,
         )
+        settings = pp_jax.config.resolve(start.resumed(asked, held) if held else asked)
         cli.require_clone()
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
         roi.make_for_images(settings.roi)
         recipe.check_rules(settings)
         if settings.embeddings:
             check_fixed(settings)
-        runs.require_checkpoint(settings)
-        settings = runs.with_preprocess(settings)
+        if held is None:  # A run that goes on has the weights in its folder.
+            named = asked.init not in ("checkpoint", "random")
+            start.require_checkpoint(settings, flag="--init" if named else "--checkpoint")
+            settings = start.with_preprocess(settings)
         mesh = sharding.make_mesh(cli.devices(settings.device), settings.mesh)
         sets = sources.name_sets(settings.data, settings.data_dir)
         opened = sources.open_sets(sets, limit=settings.limit)
         shares = share_out(settings, opened)
         tell_exceptions(settings, opened, shares)
-        for own, share in zip(runs.of_folds(settings), shares, strict=True):
+        for own, share in zip(start.of_folds(settings), shares, strict=True):
             train_one(own, share, mesh=mesh)
 
 
@@ -95,9 +99,26 @@ def train_one(settings: TrainConfig, share: Share, *, mesh: Mesh) -> None:
     feed = make_feed(settings, share.records)
     images = {part: [record.id for record in own] for part, own in share.records.items()}
     marked = outlines.outlines(share.records["train"])
-    run = runs.open_run(settings, split=share.patients, images=images, outlines=marked)
+    run = start.open_run(
+        settings,
+        split=share.patients,
+        images=images,
+        outlines=marked,
+        licences=licences_of(settings, share),
+    )
     loop.fit(run, settings, feed, mesh=mesh)
+    runs.write_card(run, settings)
     print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+
+
+def licences_of(settings: TrainConfig, share: Share) -> dict[str, str]:
+    """Of the data sets, and of the images of them that have one of their own."""
+    held = {name: sources.DATASETS[name].licence for name in settings.data.split(",")}
+    own = Counter(r.facts.licence for r in share.records["train"] if r.facts.licence)
+    if own:
+        listed = ", ".join(f"{licence} ({count})" for licence, count in own.most_common())
+        held["training images that have a licence of their own"] = listed
+    return held
 
 
 def share_out(settings: TrainConfig, sets: list[list[records.Record]]) -> list[Share]:

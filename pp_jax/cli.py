@@ -28,6 +28,7 @@ def parse(
     specs: Mapping[str, tuple[Callable[[str], object], str]] = MappingProxyType({}),
     aliases: Mapping[str, str] = MappingProxyType({}),
     presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    default: T | None = None,
     args: list[str] | None = None,
 ) -> T:
     """An instance of the frozen dataclass `config`, from the command line.
@@ -38,6 +39,7 @@ def parse(
         says of the values.
       aliases: For some fields, another flag of the same meaning.
       presets: What stands in place of the fields' defaults where `--preset` names it.
+      default: What stands in place of all fields' defaults, presets' too.
       args: Instead of `sys.argv[1:]`.
 
     Raises:
@@ -62,17 +64,18 @@ def parse(
             frozen=True,
             namespace={"__doc__": config.__doc__},
         )
-    name = _told("--preset", sys.argv[1:] if args is None else args)
-    default = typed(**presets[name]) if name in presets else None
-    parsed = tyro.cli(typed, prog=prog, args=args, default=default)
+    given = presets.get(told("--preset", args)) if default is None else vars(default)
+    start = typed(**given) if given else None
+    parsed = tyro.cli(typed, prog=prog, args=args, default=start)
     for name, (check, _) in specs.items():
         if value := getattr(parsed, name):
             check(value)
     return config(**{f.name: getattr(parsed, f.name) for f in dataclasses.fields(config)})
 
 
-def _told(flag: str, args: Sequence[str]) -> str:
+def told(flag: str, args: Sequence[str] | None = None) -> str:
     """The value of a flag, before all flags are parsed; empty without one."""
+    args = sys.argv[1:] if args is None else args
     words = [part for word in args for part in word.split("=", 1)]
     return words[words.index(flag) + 1] if flag in words[:-1] else ""
 

@@ -15,8 +15,8 @@ class EvalConfig:
     """Score runs or converted weights beside guesses that see no pixel, and write a report."""
 
     checkpoint: str = ""
-    """A run of train.py, the folder of its folds, or a converted checkpoint; default: the run of
-    `python train.py`."""
+    """A run of train.py (its best step by validation), one of its steps (`RUN/steps/00000120`), the
+    folder of its folds, or a converted checkpoint; default: the run of `python train.py`."""
     methods: tuple[str, ...] = ()
     """Instead of one checkpoint, all that is compared: `FOLDER`, or `NAME=FOLDER`, or
     `NAME=FOLDER+FOLDER` for a run of several seeds; in the same quotes what it is shown and how its
@@ -89,6 +89,7 @@ def resolve_eval(
     trained: Look,
     shown: Look,
     several: str = "",
+    report_in: str = "",
 ) -> EvalConfig:
     """The config with every default filled in that follows from the first model.
 
@@ -101,6 +102,7 @@ def resolve_eval(
       trained: What the first model was trained on.
       shown: What it is shown now.
       several: A name for all models together, if there are more.
+      report_in: What stands before the report's default name; default: as follows from the folder.
 
     Raises:
       ValueError: A number outside its range.
@@ -125,8 +127,8 @@ def resolve_eval(
     parts = ["eval", data.translate(SAFE), prompt.translate(SAFE), *other_look]
     report = "-".join([*parts, *target_name(settings.target), settings.part])
     # Converted weights are a checkpoint themselves: a file more in their folder and none verifies.
-    joint = "/" if run is not None else "-"
-    default = f"runs/{several.translate(SAFE)}-{report}" if several else f"{folder}{joint}{report}"
+    beside = report_in or (f"{folder}/" if run is not None else f"{folder}-")
+    default = f"runs/{several.translate(SAFE)}-{report}" if several else f"{beside}{report}"
     return dataclasses.replace(
         settings,
         checkpoint="" if settings.methods else folder,

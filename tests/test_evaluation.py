@@ -42,7 +42,7 @@ def recast(run: Path, folder: Path, **choices: object) -> Path:
 
 def patients_tested(run: Path) -> set[str]:
     """The patients of a run's test part."""
-    return set(json.loads((run / "split.json").read_text())["test"])
+    return set(json.loads((run / "splits.json").read_text())["test"])
 
 
 def rows_of(out: Path, file: str = "images.csv", **wanted: str) -> list[dict[str, str]]:
@@ -159,7 +159,7 @@ def assert_mean_shape_scores(out, data, atlas_for) -> None:
 
 
 def test_the_mean_shape_is_that_of_the_training_part(report, run, data):
-    split = json.loads((run / "split.json").read_text())
+    split = json.loads((run / "splits.json").read_text())
     atlas = fit_atlas(outlines([r for r in read_rsna(data) if r.patient in split["train"]]))
     assert_mean_shape_scores(report[0], data, lambda patient: atlas)
 
@@ -324,7 +324,7 @@ def test_whom_a_run_began_from_was_trained_on_is_not_tested(run, data, tmp_path)
     """As if it had been trained again from that run, with the parts dealt out anew."""
     later = recast(run, tmp_path / "later", checkpoint=str(run))
     parts = ("train", "validation", "test")
-    for file in ("split.json", "images.json"):
+    for file in ("splits.json", "images.json"):
         held = json.loads((later / file).read_text())
         everyone = sorted(name for part in parts for name in held[part])
         (later / file).write_text(json.dumps({**held, "test": everyone}))

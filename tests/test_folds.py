@@ -26,7 +26,7 @@ def fitted(monkeypatch):
 
 
 def split_of(run):
-    return json.loads((run / "split.json").read_text())
+    return json.loads((run / "splits.json").read_text())
 
 
 def patients_of(data):

@@ -10,6 +10,7 @@ import pytest
 
 import train as train_front
 from data.rsna import read_rsna
+from pp_jax.finetune import recipe, runs
 from tests.dicom_files import HEADER, write_dicom, write_set
 from tests.fronts import (
     FRONTS,
@@ -88,7 +89,7 @@ def test_folders_that_are_not_there_are_named(tmp_path):
 def test_large_variants_name_the_commands_that_get_their_weights(monkeypatch):
     for variant in ("vit_b", "vit_l", "vit_h"):
         if not Path("checkpoints", variant).exists():
-            file = train_front.runs.OFFICIAL[variant]
+            file = train_front.start.OFFICIAL[variant]
             ended = front("train.py", "--variant", variant)
             commands = (f"segment_anything/{file}`", f"`python -m convert {file}", "--init random")
             assert_refused(ended, f"checkpoints/{variant}", *commands)
@@ -173,7 +174,7 @@ def test_a_start_outside_of_the_clone_is_refused(name, tmp_path, monkeypatch):
     assert_refused(front(name), f"cd {ROOT}")
 
 
-@pytest.mark.parametrize("file", ["config.json", "split.json"])
+@pytest.mark.parametrize("file", ["config.json", "splits.json"])
 def test_a_damaged_file_of_a_run_is_named(file, copied, data):
     (copied / file).write_text('{"half": ')
     ended = front("train.py", *flags(data, copied))
@@ -186,11 +187,19 @@ def test_a_base_of_other_weights_is_refused(copied, data):
     assert_refused(front("eval.py", "--checkpoint", copied), "other frozen weights")
 
 
-def test_a_diverged_training_ends_in_one_line(compiled, data, tmp_path, monkeypatch):
+def test_a_diverged_training_ends_in_one_line_and_its_last_good_checkpoint_stands(
+    compiled, data, copied, monkeypatch
+):
     def falling_apart(state, *rest):
-        loss = jnp.where(state.step == 0, 1.0, jnp.nan)
-        return state._replace(step=state.step + 1), {"loss": loss, "hard_dice": loss}
+        state = jax.tree.map(lambda x: x * jnp.nan, state)._replace(step=state.step + 1)
+        return state, {"loss": jnp.nan, "hard_dice": jnp.nan}
 
-    monkeypatch.setattr(train_front.loop, "make_step", lambda *args: falling_apart)
-    ended = front("train.py", *flags(data, tmp_path / "run"))
-    assert_refused(ended, str(tmp_path / "run"), "the loss is nan at step 2", "lower --lr")
+    shutil.rmtree(copied / "steps" / "00000004")
+    monkeypatch.setattr(recipe, "step_of", lambda *args, **options: falling_apart)
+    ended = front("train.py", *flags(data, copied))
+    assert_refused(ended, str(copied), "the loss is nan at step 3", "lower --lr")
+    assert runs.newest_step(copied) == runs.best_step(copied) == 2
+    going_on = []
+    monkeypatch.setattr(train_front.loop, "fit", lambda run, *_, **__: going_on.append(run))
+    assert front("train.py", "--resume", copied).code == 0
+    assert going_on == [copied]

@@ -88,7 +88,9 @@ def test_shares_of_a_single_set_are_refused():
 
 @pytest.mark.parametrize("prompt", ["box", "point"])
 def test_balance_with_prompts_is_refused(prompt):
-    with pytest.raises(ValueError, match=f"--balance with --prompt {prompt}: .*--prompt none"):
+    with pytest.raises(
+        ValueError, match=f"--balance with --prompting {prompt}: .*--prompting none"
+    ):
         resolve(TrainConfig(balance=True, prompting=prompt))
 
 
@@ -127,7 +129,7 @@ def mixed(folders, tmp_path_factory):
 
 def test_a_run_on_two_sets_trains_on_their_shares_and_validates_on_both(mixed, folders):
     feed, out = mixed
-    split = json.loads((out / "split.json").read_text())
+    split = json.loads((out / "splits.json").read_text())
     names = ("synthetic", "synthetic2")
     counts = {}
     for part, patients in split.items():
@@ -149,7 +151,9 @@ def test_a_run_on_two_sets_trains_on_their_shares_and_validates_on_both(mixed, f
 
 def test_a_run_on_two_sets_is_scored_on_its_test_patients_of_both_or_of_one(mixed, folders):
     out = mixed[1]
-    split, images = (json.loads((out / f"{name}.json").read_text()) for name in ("split", "images"))
+    split, images = (
+        json.loads((out / f"{name}.json").read_text()) for name in ("splits", "images")
+    )
     run = Fitted("mixed", sources.name_sets("synthetic,synthetic", joined(folders)), split, images)
     test = {
         f"{alias}.{record.id}"

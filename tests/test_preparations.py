@@ -11,7 +11,7 @@ from skimage import transform
 
 from pp_jax import checkpoints, config
 from pp_jax.config import Look
-from pp_jax.finetune import runs
+from pp_jax.finetune import start
 from pp_jax.preprocess import geometry
 from pp_jax.preprocess.stage import PREPARATIONS, make_stage
 from pp_jax.sam import sized
@@ -78,12 +78,12 @@ def medsam_weights(tmp_path: Path) -> Path:
 
 def test_training_takes_the_preparation_from_the_weights(medsam_weights: Path) -> None:
     settings = config.resolve(config.TrainConfig(checkpoint=str(medsam_weights)))
-    told = runs.with_preprocess(settings)
+    told = start.with_preprocess(settings)
     assert told.preprocess == "medsam"
     assert json.dumps(dataclasses.asdict(told))  # Stands in the run's config.
     with pytest.raises(ValueError, match=r"expect medsam; leave the flag out"):
-        runs.with_preprocess(dataclasses.replace(settings, preprocess="sam"))
-    assert runs.with_preprocess(config.resolve(config.TrainConfig())).preprocess == "sam"
+        start.with_preprocess(dataclasses.replace(settings, preprocess="sam"))
+    assert start.with_preprocess(config.resolve(config.TrainConfig())).preprocess == "sam"
 
 
 @pytest.mark.parametrize("size", [255, 240, 2064])

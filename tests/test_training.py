@@ -40,7 +40,7 @@ def test_a_run_leaves_its_files(run):
     assert present == {
         "config.json",
         "environment.json",
-        "split.json",
+        "splits.json",
         "images.json",
         "atlas.npz",
         "base",
@@ -79,7 +79,7 @@ def test_the_config_is_complete(run, data):
 
 
 def test_the_split_stands_in_the_run_and_shares_no_patient(run, data):
-    split = json.loads((run / "split.json").read_text())
+    split = json.loads((run / "splits.json").read_text())
     assert split == {k: list(v) for k, v in split_patients(read_rsna(data), seed=0).items()}
     names = [name for part in split.values() for name in part]
     assert len(names) == len(set(names))

@@ -123,14 +123,9 @@ class _Found(NamedTuple):
 
 
 def _peek(folder: Path, *, flag: str) -> _Found:
-    if (folder / runs.CONFIG).is_file():
-        run = runs.read_config(folder)
-        step = runs.newest_step(folder)
-        if not step:
-            raise CheckpointError(
-                f"{folder}: a run without a checkpoint yet; start it again with the same command"
-            )
-        manifest = checkpoints.step_folder(folder, step) / checkpoints.MANIFEST
+    if runs.is_run(folder):
+        run, step = runs.read_config(folder), runs.loaded_step(folder)
+        manifest = checkpoints.step_folder(runs.home(folder), step) / checkpoints.MANIFEST
         look = config.look_of(run)
         return _Found(run.variant, run, step, checkpoints.sha256(manifest), look)
     if not (folder / checkpoints.MANIFEST).is_file():
@@ -207,7 +202,8 @@ def _twin(entry: Entry) -> Entry | None:
         if not (folder / runs.CONFIG).is_file():
             return None
         trained = dataclasses.asdict(runs.read_config(folder))
-        if config.differences(trained, wanted) or runs.newest_step(folder) != member.step:
+        steps = [runs.newest_step(runs.home(path)) for path in (folder, member.folder)]
+        if config.differences(trained, wanted) or steps[0] != steps[1]:
             return None
         found = _peek(folder, flag="--methods blind")
         look = dataclasses.replace(member.look, filter=BLANK, fusion="replace")
@@ -471,6 +467,6 @@ def _facts(entry: Entry, member: Member) -> dict[str, Any]:
 def _from_random(run: TrainConfig) -> bool:
     """Whether the first of the runs that it goes on from began with random numbers."""
     begun = Path(run.checkpoint)
-    if run.checkpoint and (begun / runs.CONFIG).is_file():
+    if run.checkpoint and runs.is_run(begun):
         return _from_random(runs.read_config(begun))
     return not run.checkpoint

@@ -1,235 +1,115 @@
 """The folder of a run, and how weights come out of it or out of a converted checkpoint.
 
 RUN/config.json          every choice
-RUN/environment.json     versions and devices of its last start
-RUN/split.json           patients of train, validation and test
+RUN/environment.json     versions, devices, revision and command of its last start; the hash of
+                         splits.json; licences
+RUN/splits.json          patients of train, validation and test
 RUN/images.json          ids of the images of each part
 RUN/atlas.npz            mean training shape and place, for the controls of eval.py
 RUN/base/                frozen leaves, written once
 RUN/steps/00000120/      trainable leaves, optimizer state, step
+RUN/best.json            the step that is best by validation
 RUN/metrics.jsonl        one row per step and per validation
-RUN/learning_curve.png
+RUN/curves.png
+RUN/pictures/            predictions
+RUN/tensorboard/         the same rows, for TensorBoard
+RUN/MODEL_CARD.md
 
 A cross-validation is a folder of runs:
 OUT/folds.json           their names
 OUT/fold0/ OUT/fold1/    a run each
 """
 
-import dataclasses
-import importlib.metadata
-import json
-import os
-import platform
-import shutil
-import uuid
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from pp_jax import checkpoints, config, prompts, sharding, tree
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import Look, TrainConfig
-from pp_jax.evaluate.controls import Atlas, Outlined, fit_atlas
-from pp_jax.finetune.recipe import model_of, rules_of
+from pp_jax.finetune.folder import (
+    ATLAS,
+    BASE,
+    BEST,
+    CARD,
+    CONFIG,
+    CURVE,
+    ENVIRONMENT,
+    FOLDS,
+    IMAGES,
+    METRICS,
+    PICTURES,
+    SPLIT,
+    TENSORBOARD,
+    Split,
+    best_step,
+    forget_after,
+    home,
+    is_run,
+    loaded_step,
+    newest_step,
+    note_best,
+    read_atlas,
+    read_best,
+    read_config,
+    read_folds,
+    read_images,
+    read_json,
+    read_rows,
+    read_split,
+    write_card,
+)
+from pp_jax.finetune.recipe import rules_of
 from pp_jax.finetune.step import State
+from pp_jax.lora import Lora, lora_of, merge
 from pp_jax.preprocess.stage import initial_fusion
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
-CONFIG, ENVIRONMENT, SPLIT = "config.json", "environment.json", "split.json"
-IMAGES, FOLDS = "images.json", "folds.json"
-_BEGUN = f".{FOLDS}."
-METRICS, CURVE, ATLAS, BASE = "metrics.jsonl", "learning_curve.png", "atlas.npz", "base"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
-
-Split = Mapping[str, Sequence[str]]
-
-
-# The folder.
-
-
-def open_run(
-    settings: TrainConfig, *, split: Split, images: Split, outlines: Iterable[Outlined]
-) -> Path:
-    """The run's folder, ready to start or to resume.
-
-    A run that has not made a step yet has nothing to lose: it starts anew with these settings.
-
-    Args:
-      settings: Resolved.
-      split: Names of the patients of each part.
-      images: Ids of the images of each part.
-      outlines: The training images' objects; looked at only where the atlas is not there yet.
-
-    Raises:
-      ValueError: It holds a run with other settings (they are named) and `--force` was not given,
-        a run with other patients, or something that is no run.
-    """
-    run = Path(settings.out)
-    if run.exists() and not run.is_dir():
-        raise ValueError(f"--out {run}: a file stands there; choose another folder")
-    if not (run / CONFIG).is_file() and run.is_dir() and any(run.iterdir()):
-        raise ValueError(f"--out {run}: not empty and no run; choose another folder")
-    started = bool(_size(run / METRICS) or checkpoints.steps(run))
-    if started:
-        changed = config.differences(_read_json(run / CONFIG), settings)
-        if changed and not settings.force:
-            listed = ", ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in changed.items())
-            raise ValueError(
-                f"{run}: holds a run with other settings ({listed}); give another --out, the old "
-                "settings to resume it, or --force to move it aside"
-            )
-        if changed:
-            _move_aside(run)
-            started = False
-    if started:
-        _require_same_split(run, split)
-    else:
-        run.mkdir(parents=True, exist_ok=True)
-        checkpoints.write_json(run / SPLIT, split)
-        checkpoints.write_json(run / IMAGES, images)
-        _write_atlas(run, fit_atlas(outlines))
-    # Last, since a folder without it is no run.
-    checkpoints.write_json(run / ENVIRONMENT, _environment())
-    checkpoints.write_json(run / CONFIG, dataclasses.asdict(settings))
-    return run
-
-
-def of_folds(settings: TrainConfig) -> list[TrainConfig]:
-    """The settings of each run that is to be trained: themselves, or those of the folds.
-
-    The folder of a cross-validation then names all of them, trained here or elsewhere.
-
-    Raises:
-      ValueError: The folder holds something else, or a cross-validation of another number of folds
-        and `--force` was not given.
-    """
-    if not settings.folds:
-        return [settings]
-    out, names = Path(settings.out), [f"fold{fold}" for fold in range(settings.folds)]
-    if (out / FOLDS).is_file():
-        held = [path.name for path in read_folds(out)]
-        if held != names and not settings.force:
-            raise ValueError(
-                f"{out}: holds {len(held)} folds, not {len(names)}; give another --out, --folds "
-                f"{len(held)} to go on with them, or --force to move them aside"
-            )
-        if held != names:
-            _move_aside(out)
-    elif out.is_file() or (out.is_dir() and not all(map(_is_begun, out.iterdir()))):
-        raise ValueError(f"--out {out}: holds something else than folds; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    # Folds may be started together, on several machines: each writes under a name of its own.
-    partial = out / f"{_BEGUN}{uuid.uuid4().hex}"
-    partial.write_text(json.dumps({"runs": names}, indent=1) + "\n")
-    partial.rename(out / FOLDS)
-    chosen = range(settings.folds) if settings.fold is None else (settings.fold,)
-    return [config.fold_of(settings, fold) for fold in chosen]
-
-
-def _is_begun(path: Path) -> bool:
-    """Whether it is another process's list of folds that has not its name yet."""
-    return path.name.startswith(_BEGUN)
-
-
-def read_folds(folder: Path) -> list[Path]:
-    """The runs of a cross-validation; nothing if the folder is none."""
-    if not (folder / FOLDS).is_file():
-        return []
-    return [folder / name for name in _read_json(folder / FOLDS)["runs"]]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
-
-
-def _move_aside(run: Path) -> None:
-    number = 1
-    while (aside := run.with_name(f"{run.name}.old{number}")).exists():
-        number += 1
-    os.rename(run, aside)
-    print(f"moved the old run to {aside}")
-
-
-def _environment() -> dict[str, str]:
-    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
-    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-    return {"python": platform.python_version(), **versions, "devices": devices}
-
-
-def _require_same_split(run: Path, split: Split) -> None:
-    for part, names in read_split(run).items():
-        moved = sorted(set(names) ^ set(split[part]))
-        if moved:
-            raise ValueError(
-                f"{run}: the data set changed since this run began: {len(moved)} patients of its "
-                f"{part} part came or went, first {moved[0]}; restore the data or give another "
-                "--out"
-            )
-
-
-def _write_atlas(run: Path, atlas: Atlas) -> None:
-    partial = run / (ATLAS + ".partial")
-    with partial.open("wb") as file:
-        np.savez(file, **atlas.to_arrays())
-    partial.rename(run / ATLAS)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: damaged ({error}); restore a copy of it") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: damaged (no object); restore a copy of it")
-    return content
-
-
-def read_config(run: Path) -> TrainConfig:
-    """The choices a run was made with.
-
-    Raises:
-      CheckpointError: They are not those of this version.
-    """
-    held = _read_json(run / CONFIG)
-    try:
-        return TrainConfig(**held)
-    except TypeError as error:
-        raise CheckpointError(
-            f"{run / CONFIG}: not the config of a run of this version ({error})"
-        ) from error
-
-
-def read_split(run: Path) -> dict[str, list[str]]:
-    """Patients of each part."""
-    return _read_json(run / SPLIT)
-
-
-def read_images(run: Path) -> dict[str, list[str]]:
-    """Ids of the images of each part; nothing of a run from before they were written."""
-    return _read_json(run / IMAGES) if (run / IMAGES).is_file() else {}
-
-
-def read_atlas(run: Path) -> Atlas:
-    """What the training objects look like on average.
-
-    Raises:
-      CheckpointError: Damaged.
-    """
-    try:
-        with np.load(run / ATLAS) as arrays:
-            return Atlas.from_arrays(arrays)
-    except (zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise CheckpointError(f"{run / ATLAS}: damaged ({error}); restore a copy") from error
+# Of this module, and of `folder` what the rest of the project asks a run.
+__all__ = [
+    "ATLAS",
+    "BASE",
+    "BEST",
+    "CARD",
+    "CONFIG",
+    "CURVE",
+    "ENVIRONMENT",
+    "FOLDS",
+    "IMAGES",
+    "METRICS",
+    "PICTURES",
+    "SPLIT",
+    "TENSORBOARD",
+    "Begun",
+    "Loaded",
+    "Split",
+    "begin",
+    "best_step",
+    "home",
+    "is_run",
+    "load",
+    "load_parts",
+    "loaded_step",
+    "newest_step",
+    "note_best",
+    "read_atlas",
+    "read_best",
+    "read_config",
+    "read_folds",
+    "read_images",
+    "read_json",
+    "read_rows",
+    "read_split",
+    "save_step",
+    "shapes_of",
+    "write_card",
+]
 
 
 # Weights.
@@ -243,64 +123,66 @@ class Loaded(NamedTuple):
     config: TrainConfig | None  # None: converted weights, no run.
     step: int | None
     look: Look  # What the weights' images looked like.
+    folder: Path  # The checkpoint's, with its manifest.
 
 
 def load(folder: Path, *, mesh: Mesh) -> Loaded:
-    """The weights in a folder: a run (its newest step that verifies) or a converted checkpoint.
+    """The weights in a folder: of a run, of one of its steps, or of a converted checkpoint.
+
+    Low-rank pairs are merged into the kernels that they belong to.
 
     Raises:
-      CheckpointError: Neither, or damaged.
+      CheckpointError: None of these, or damaged.
     """
-    if (folder / CONFIG).is_file():
+    loaded = load_parts(folder, mesh=mesh)
+    lora = lora_of(loaded.config) if loaded.config else None
+    if lora is None:
+        return loaded
+    return loaded._replace(variables=merge(loaded.variables, lora))
+
+
+def load_parts(folder: Path, *, mesh: Mesh) -> Loaded:
+    """As `load`, but low-rank pairs stand apart, in the collection `lora`.
+
+    Raises:
+      CheckpointError: As `load`.
+    """
+    if is_run(folder):
         return _load_run(folder, mesh=mesh)
+    if folds := read_folds(folder):
+        raise CheckpointError(f"{folder}: {len(folds)} runs; name one of them, such as {folds[0]}")
     facts = checkpoints.read_manifest(folder)
     variant = facts.get("variant")
     if variant not in VARIANTS or facts.get("kind") != "converted":
         raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
     look = Look(preprocess=facts.get("preprocess", "sam"))
-    variables = checkpoints.load(folder, _shapes(variant, look, mesh=mesh))
-    return Loaded(variant, variables, None, None, look)
+    variables = checkpoints.load(folder, _shapes(variant, look, None, mesh=mesh))
+    return Loaded(variant, variables, None, None, look, folder)
 
 
-def _load_run(run: Path, *, mesh: Mesh) -> Loaded:
-    settings = read_config(run)
-    step = newest_step(run)
-    if not step:
+def _load_run(folder: Path, *, mesh: Mesh) -> Loaded:
+    run, settings, step = home(folder), read_config(folder), loaded_step(folder)
+    if step not in checkpoints.steps(run):
         raise CheckpointError(
-            f"{run}: a run without a checkpoint yet; start it again with the same command"
+            f"{folder}: no such step; {run} has checkpoints of {checkpoints.steps(run)}"
         )
     look = config.look_of(settings)
-    abstract = _shapes(settings.variant, look, mesh=mesh)
+    abstract = _shapes(settings.variant, look, lora_of(settings), mesh=mesh)
     trainable, frozen = tree.partition(abstract, rules_of(settings))
-    folder = checkpoints.step_folder(run, step)
-    held = checkpoints.load_part(folder, {"trainable": trainable})["trainable"]
-    base, _ = _load_base(run, frozen, step=folder)
+    held_in = checkpoints.step_folder(run, step)
+    held = checkpoints.load_part(held_in, {"trainable": trainable})["trainable"]
+    base, _ = _load_base(run, frozen, step=held_in)
     variables = tree.combine(held, base)
-    return Loaded(settings.variant, variables, settings, step, look)
+    return Loaded(settings.variant, variables, settings, step, look, held_in)
 
 
-def newest_step(run: Path) -> int:
-    """The newest step of a run whose checkpoint verifies; 0 before the first.
-
-    Raises:
-      CheckpointError: It has checkpoints, and none verifies.
-    """
-    step = checkpoints.newest_verified(run)
-    if step is None and checkpoints.steps(run):
-        raise CheckpointError(
-            f"{run / 'steps'}: every checkpoint of this run is damaged; restore a copy of one, or "
-            "remove the folder of the run to start anew"
-        )
-    return step or 0
+def _variables(variant: str, look: Look, lora: Lora | None, key: jax.Array) -> dict[str, Any]:
+    return init(Sam(VARIANTS[variant], lora=lora), key) | initial_fusion(look)
 
 
-def _variables(variant: str, look: Look, key: jax.Array) -> dict[str, Any]:
-    return init(Sam(VARIANTS[variant]), key) | initial_fusion(look)
-
-
-def _shapes(variant: str, look: Look, *, mesh: Mesh) -> dict[str, Any]:
+def _shapes(variant: str, look: Look, lora: Lora | None, *, mesh: Mesh) -> dict[str, Any]:
     """Shapes and placements of all variables of a variant that is shown a look."""
-    abstract = jax.eval_shape(partial(_variables, variant, look), jax.random.key(0))
+    abstract = jax.eval_shape(partial(_variables, variant, look, lora), jax.random.key(0))
     return _placed(abstract, sharding.placements(abstract, mesh))
 
 
@@ -312,75 +194,43 @@ def _placed(abstract: Any, where: Any) -> Any:
 
 def _load_base(run: Path, like: Any, *, step: Path) -> tuple[dict[str, Any], str]:
     """The frozen leaves and their hash, which must be the one that the step was trained with."""
-    digest = checkpoints.sha256(run / BASE / checkpoints.MANIFEST)
+    manifest = run / BASE / checkpoints.MANIFEST
+    if not manifest.is_file():
+        raise CheckpointError(
+            f"{manifest}: missing; restore a copy of the frozen weights of this run"
+        )
+    digest = checkpoints.sha256(manifest)
     if checkpoints.read_manifest(step).get("base_sha256") != digest:
         raise CheckpointError(f"{step}: was trained on other frozen weights than {run / BASE}")
     return checkpoints.load(run / BASE, like), digest
 
 
-def require_checkpoint(settings: TrainConfig) -> None:
-    """Nothing, when the weights to start from are there or none are needed.
-
-    Raises:
-      CheckpointError: They are not; says how to get them.
-    """
-    if settings.checkpoint and not Path(settings.checkpoint).exists():
-        raise CheckpointError(_how_to_get(settings.checkpoint, settings.variant))
-
-
-def with_preprocess(settings: TrainConfig) -> TrainConfig:
-    """The config with the preparation of images that the checkpoint's weights expect.
-
-    Raises:
-      ValueError: The user asked for another one.
-    """
-    expected = "sam"
-    if settings.checkpoint:
-        folder = Path(settings.checkpoint)
-        if (folder / CONFIG).is_file():
-            expected = read_config(folder).preprocess or "sam"
-        else:
-            expected = checkpoints.read_manifest(folder).get("preprocess", "sam")
-        if settings.preprocess not in ("", expected):
-            raise ValueError(
-                f"--preprocess {settings.preprocess}: the weights in {folder} expect {expected}; "
-                "leave the flag out"
-            )
-    return dataclasses.replace(settings, preprocess=settings.preprocess or expected)
-
-
-def _how_to_get(folder: str, variant: str) -> str:
-    if variant not in OFFICIAL:
-        return f"{folder}: no such folder; --checkpoint takes a converted checkpoint or a run"
-    file = OFFICIAL[variant]
-    return (
-        f"{folder}: no such folder. Get the official weights and convert them with "
-        f"`curl -LO {_URL}{file}` and "
-        f"`python -m convert {file} checkpoints/{variant}`, or add `--init random`"
-    )
-
-
 def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
     """The weights a training starts from: converted ones, another run's, or random ones.
 
-    A learned fusion goes on where it stood, if it was learned on the same filters.
+    A learned fusion goes on where it stood, if it was learned on the same filters. Low-rank pairs
+    begin anew: another run's are merged by now.
     """
-    look = config.look_of(settings)
-    if settings.checkpoint:
-        loaded = load(Path(settings.checkpoint), mesh=mesh)
-        if loaded.variant != settings.variant:
-            raise CheckpointError(
-                f"{settings.checkpoint}: weights of {loaded.variant}, not of {settings.variant}; "
-                f"use --variant {loaded.variant} or another --checkpoint"
-            )
-        variables = {k: v for k, v in loaded.variables.items() if k != "fusion"}
-        same = (loaded.look.fusion, loaded.look.filter) == (look.fusion, look.filter)
-        kept = loaded.variables if same else {}
-        fresh = jax.device_put(initial_fusion(look), sharding.replicated(mesh))
-        return variables | {name: kept.get(name, value) for name, value in fresh.items()}
+    look, lora = config.look_of(settings), lora_of(settings)
     key = jax.random.fold_in(jax.random.key(settings.seed), prompts.Purpose.INIT)
-    places = _places(_shapes(settings.variant, look, mesh=mesh))
-    return jax.jit(partial(_variables, settings.variant, look), out_shardings=places)(key)
+    make = partial(_variables, settings.variant, look, lora)
+    places = _places(_shapes(settings.variant, look, lora, mesh=mesh))
+    if not settings.checkpoint:
+        return jax.jit(make, out_shardings=places)(key)
+    loaded = load(Path(settings.checkpoint), mesh=mesh)
+    if loaded.variant != settings.variant:
+        raise CheckpointError(
+            f"{settings.checkpoint}: weights of {loaded.variant}, not of {settings.variant}"
+        )
+    kept = dict(loaded.variables)
+    if (loaded.look.fusion, loaded.look.filter) != (look.fusion, look.filter):
+        kept.pop("fusion", None)
+    new = [name for name in places if name not in kept]
+    fresh = jax.jit(
+        lambda key: {name: make(key)[name] for name in new},
+        out_shardings={name: places[name] for name in new},
+    )(key)
+    return {name: (kept | fresh)[name] for name in places}
 
 
 # The state of a training.
@@ -411,8 +261,9 @@ def begin(
     if step:
         folder = checkpoints.step_folder(run, step)
         base, digest = _load_base(run, frozen, step=folder)
-        _forget_after(run, step)
+        forget_after(run, step)
         return Begun(State(**checkpoints.load(folder, like._asdict())), base, digest)
+    forget_after(run, step)
     trainable, frozen = tree.partition(_initial_variables(settings, mesh=mesh), rules_of(settings))
     facts = {
         "kind": "base",
@@ -425,22 +276,16 @@ def begin(
     return Begun(state, frozen, checkpoints.sha256(run / BASE / checkpoints.MANIFEST))
 
 
-def _forget_after(run: Path, step: int) -> None:
-    """Steps after the one that is resumed from are damaged: kept, they would pass for the newest
-    and `prune` would remove good ones in their place.
-    """
-    if jax.process_index() == 0:
-        for later in checkpoints.steps(run):
-            if later > step:
-                shutil.rmtree(checkpoints.step_folder(run, later))
-
-
 def save_step(run: Path, state: State, *, settings: TrainConfig, base: str) -> None:
-    """The state stands in the run as a checkpoint of its step, and old ones are gone."""
+    """The state stands in the run as a checkpoint of its step, and old ones are gone.
+
+    The best by validation stays, and as many of the newest as `settings` keep.
+    """
     step = int(state.step)
     facts = {"kind": "step", "variant": settings.variant, "step": step, "base_sha256": base}
     checkpoints.save(checkpoints.step_folder(run, step), state._asdict(), facts=facts)
-    checkpoints.prune(run, keep=settings.keep)
+    best = read_best(run)
+    checkpoints.prune(run, keep=settings.keep, also=[best["step"]] if best else [])
 
 
 def shapes_of(
@@ -450,9 +295,8 @@ def shapes_of(
 
     Moments lie where their parameters lie.
     """
-    model, look = model_of(settings), config.look_of(settings)
-    shapes = jax.eval_shape(lambda key: init(model, key) | initial_fusion(look), jax.random.key(0))
-    shapes = _placed(shapes, sharding.placements(shapes, mesh))
+    look = config.look_of(settings)
+    shapes = _shapes(settings.variant, look, lora_of(settings), mesh=mesh)
     trainable, frozen = tree.partition(shapes, rules_of(settings))
     state = jax.eval_shape(partial(_start, optimizer=optimizer), trainable)
     everywhere = sharding.replicated(mesh)
@@ -472,14 +316,3 @@ def _start(trainable: Any, *, optimizer: optax.GradientTransformation) -> State:
 
 def _places(arrays: Any) -> Any:
     return jax.tree.map(lambda x: x.sharding, arrays)
-
-
-_URL = "https://dl.fbaipublicfiles.com/segment_anything/"
-
-OFFICIAL: Mapping[str, str] = MappingProxyType(
-    {
-        "vit_b": "sam_vit_b_01ec64.pth",
-        "vit_l": "sam_vit_l_0b3195.pth",
-        "vit_h": "sam_vit_h_4b8939.pth",
-    }
-)

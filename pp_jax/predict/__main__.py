@@ -64,7 +64,7 @@ class Predict:
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files, or folders of them."""
     checkpoint: Path
-    """A run of train.py or a converted checkpoint."""
+    """A run of train.py, one of its steps (`RUN/steps/00000120`), or a converted checkpoint."""
     out: Path
     """Folder to write; an older output of this command is replaced."""
     box: Annotated[tuple[tuple[float, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -408,9 +408,7 @@ def load_weights(settings: Predict) -> Weights:
     """
     mesh = sharding.make_mesh(cli.devices(settings.device)[:1])
     loaded = runs.load(settings.checkpoint, mesh=mesh)
-    folder, run = settings.checkpoint, loaded.config
-    if run is not None:
-        folder = checkpoints.step_folder(folder, loaded.step)
+    run = loaded.config
     told = run or TrainConfig()
     look = override(
         loaded.look,
@@ -443,7 +441,7 @@ def load_weights(settings: Predict) -> Weights:
     print(describe(look, side=side))
     if look != loaded.look:
         print(f"this is not what it was trained on; {describe(loaded.look, side=side)}")
-    digest = checkpoints.sha256(folder / checkpoints.MANIFEST)
+    digest = checkpoints.sha256(loaded.folder / checkpoints.MANIFEST)
     return Weights(LoadedSam(model, loaded.variables, look), digest)
 
 

@@ -1,0 +1,276 @@
+"""The files of a run's folder: their names, and what they say. See `runs`."""
+
+import json
+import logging
+import math
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from pp_jax import checkpoints, config
+from pp_jax.checkpoints import CheckpointError
+from pp_jax.config import TrainConfig
+from pp_jax.evaluate.controls import Atlas
+from pp_jax.finetune import card
+
+CONFIG, ENVIRONMENT, SPLIT = "config.json", "environment.json", "splits.json"
+IMAGES, FOLDS, BEST = "images.json", "folds.json", "best.json"
+METRICS, CURVE, ATLAS, BASE = "metrics.jsonl", "curves.png", "atlas.npz", "base"
+CARD, PICTURES, TENSORBOARD = "MODEL_CARD.md", "pictures", "tensorboard"
+_METRIC = "dice_metric"
+
+Split = Mapping[str, Sequence[str]]
+
+
+def home(folder: Path) -> Path:
+    """The run that a folder is a step of, as RUN/steps/00000120 is; else the folder itself."""
+    run = folder.parent.parent
+    within = folder.name.isdigit() and folder.parent == checkpoints.step_folder(run, 0).parent
+    return run if within and (run / CONFIG).is_file() else folder
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it is the folder of a run, or of one of its steps."""
+    return (home(folder) / CONFIG).is_file()
+
+
+def read_folds(folder: Path) -> list[Path]:
+    """The runs of a cross-validation; nothing if the folder is none."""
+    if not (folder / FOLDS).is_file():
+        return []
+    return [folder / name for name in read_json(folder / FOLDS)["runs"]]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a file of a run holds.
+
+    Raises:
+      CheckpointError: It is not there, or damaged.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: missing; restore a copy of it") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore a copy of it") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: damaged (no object); restore a copy of it")
+    return content
+
+
+def read_config(folder: Path) -> TrainConfig:
+    """The choices that a run, or the run of a step, was made with.
+
+    Raises:
+      CheckpointError: They are not those of this version.
+    """
+    path = home(folder) / CONFIG
+    held = read_json(path)
+    try:
+        return TrainConfig(**held)
+    except TypeError as error:
+        raise CheckpointError(
+            f"{path}: not the config of a run of this version ({error})"
+        ) from error
+
+
+def read_split(folder: Path) -> dict[str, list[str]]:
+    """Patients of each part, as the run began with them.
+
+    Raises:
+      CheckpointError: The file was edited since, so that it no longer says who was trained on.
+    """
+    run = home(folder)
+    split = read_json(run / SPLIT)
+    if checkpoints.sha256(run / SPLIT) != read_json(run / ENVIRONMENT).get("splits_sha256"):
+        raise CheckpointError(
+            f"{run / SPLIT}: edited since this run began (its sha256 is not the one in "
+            f"{ENVIRONMENT}), so it no longer says who was trained on; restore a copy of it"
+        )
+    return split
+
+
+def read_images(folder: Path) -> dict[str, list[str]]:
+    """Ids of the images of each part."""
+    return read_json(home(folder) / IMAGES)
+
+
+def read_atlas(folder: Path) -> Atlas:
+    """What the training objects look like on average.
+
+    Raises:
+      CheckpointError: Damaged.
+    """
+    path = home(folder) / ATLAS
+    try:
+        with np.load(path) as arrays:
+            return Atlas.from_arrays(arrays)
+    except (zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore a copy") from error
+
+
+def read_rows(run: Path) -> list[dict[str, Any]]:
+    """The rows of the log, without the half one of a run that was killed while it wrote."""
+    path = run / METRICS
+    rows = map(_parse, path.read_text().splitlines()) if path.is_file() else ()
+    return [row for row in rows if row]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def write_card(
+    run: Path,
+    settings: TrainConfig,
+    *,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    parts: Split | None = None,
+) -> None:
+    """The run's model card, from what its folder holds by now.
+
+    Args:
+      settings: The run's.
+      rows: Of the log; default: those on the disk.
+      parts: Ids of the images of each part; default: those on the disk.
+    """
+    if jax.process_index() > 0:
+        return
+    images = read_images(run) if parts is None else parts
+    facts = card.Facts(
+        run=str(run),
+        settings=settings,
+        command=config.command(settings),
+        environment=read_json(run / ENVIRONMENT),
+        patients={part: len(names) for part, names in read_split(run).items()},
+        images={part: len(names) for part, names in images.items()},
+        rows=read_rows(run) if rows is None else rows,
+        best=read_best(run),
+        steps=checkpoints.steps(run),
+        reports=[str(path.parent) for path in sorted(run.glob("*eval-*/report.html"))],
+    )
+    partial_file = run / (CARD + ".partial")
+    partial_file.write_text(card.text(facts))
+    partial_file.rename(run / CARD)
+
+
+# Steps.
+
+
+def newest_step(run: Path) -> int:
+    """The newest step of a run whose checkpoint verifies; 0 before the first.
+
+    Raises:
+      CheckpointError: It has checkpoints, and none verifies.
+    """
+    step = checkpoints.newest_verified(run)
+    if step is None and checkpoints.steps(run):
+        raise CheckpointError(
+            f"{run / 'steps'}: every checkpoint of this run is damaged; restore a copy of one, or "
+            "remove the folder of the run to start anew"
+        )
+    return step or 0
+
+
+def best_step(run: Path) -> int | None:
+    """The step that is best by validation, if one is noted and its checkpoint verifies."""
+    held = read_best(run)
+    good = held is not None and checkpoints.step_verifies(run, held["step"])
+    return held["step"] if good else None
+
+
+def note_best(run: Path, *, step: int, value: float, metric: str = _METRIC) -> bool:
+    """Whether a step is better by validation than all before it; if so, that is noted.
+
+    The checkpoint of the step noted is not pruned, and is the one that the run is loaded from.
+
+    Args:
+      step: Whose checkpoint stands.
+      value: Of the metric; higher is better.
+    """
+    held = read_best(run)
+    known = held is not None and held["metric"] == metric
+    better = math.isfinite(value) and not (known and value <= held["value"])
+    checkpoints.meet(f"all know the best before {step}")
+    if better:
+        _write_best(run, {"step": step, "metric": metric, "value": value})
+    checkpoints.meet(f"the best of {step} is noted")
+    return better
+
+
+def read_best(run: Path) -> dict[str, Any] | None:
+    """The step noted as the best by validation, its metric and value."""
+    if not (run / BEST).is_file():
+        return None
+    try:
+        held = read_json(run / BEST)
+        return {"step": int(held["step"]), "metric": held["metric"], "value": float(held["value"])}
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        logging.getLogger(__name__).warning("no best step: %s: damaged (%s)", run / BEST, error)
+        return None
+
+
+def _write_best(run: Path, best: dict[str, Any] | None) -> None:
+    if jax.process_index() > 0:
+        return
+    if best is None:
+        (run / BEST).unlink(missing_ok=True)
+    else:
+        checkpoints.write_json(run / BEST, best)
+
+
+def loaded_step(folder: Path) -> int:
+    """The step that weights are taken from.
+
+    The one that is named, as in RUN/steps/00000120; of a run the best by validation, or where none
+    is noted, or it is damaged, the newest that verifies.
+
+    Raises:
+      CheckpointError: There is none.
+    """
+    run = home(folder)
+    if run != folder:
+        return int(folder.name)
+    best = best_step(run)
+    step = newest_step(run) if best is None else best
+    if not step:
+        raise CheckpointError(
+            f"{run}: a run without a checkpoint yet; go on with it by `python train.py --resume "
+            f"{run}`"
+        )
+    if best is None and read_best(run):
+        logging.getLogger(__name__).warning(
+            "%s: its best checkpoint is damaged; taking the newest that is not, of step %d",
+            run,
+            step,
+        )
+    return step
+
+
+def forget_after(run: Path, step: int) -> None:
+    """Steps after the one that is resumed from are damaged: kept, they would pass for the newest
+    and `prune` would remove good ones in their place. The best is again what it was then.
+    """
+    if jax.process_index() > 0:
+        return
+    for later in checkpoints.steps(run):
+        if later > step:
+            shutil.rmtree(checkpoints.step_folder(run, later))
+    held = read_best(run)
+    metric = held["metric"] if held else _METRIC
+    validated = [row for row in read_rows(run) if row.get("split") == "validation"]
+    noted = {row["step"]: row.get(metric, math.nan) for row in validated}
+    if held:
+        noted.setdefault(held["step"], held["value"])
+    there = [s for s in checkpoints.steps(run) if math.isfinite(noted.get(s, math.nan))]
+    best = max(there, key=noted.__getitem__, default=None)
+    _write_best(run, best and {"step": best, "metric": metric, "value": noted[best]})
