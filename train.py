@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 
@@ -14,7 +14,7 @@ import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune import loop, optimize, recipe, runs, start, trainable
+from pp_jax.finetune import loop, optimize, pictures, recipe, runs, start, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
@@ -27,7 +27,7 @@ CHOICES = {
     "preprocess": ("", *PREPARATIONS),
     "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
-    "prompting": prompts.SAMPLERS,
+    "prompting": prompts.PROMPTINGS,
     "preset": ("", *PRESETS),
     "recipe": ("", *pp_jax.config.RECIPES),
     "optimizer": optimize.OPTIMIZERS,
@@ -199,7 +199,9 @@ def make_feed(
         "features": features,
         **cli.process_share(),
     }
-    usable = pipeline.usable(parts["train"], objects=common["objects"])
+    usable, validated = (
+        pipeline.usable(parts[part], objects=common["objects"]) for part in ("train", "validation")
+    )
     weights = pp_jax.config.weights_of(settings)
     names = dict.fromkeys(record.dataset for record in parts["train"])
     return loop.Feed(
@@ -213,10 +215,25 @@ def make_feed(
             **common,
         ),
         validation=lambda: pipeline.eval_batches(parts["validation"], **common),
+        validated=len(validated),
         epoch_steps=max(1, len(usable) // settings.batch),
+        names=lambda index: [parts["train"][row].id for row in index],
+        examples=_examples("validation", parts, validated, common)
+        if validated
+        else _examples("train", parts, usable, common),
         facts={"prompt_is_target": True} if same else {},
         embedded=partial(embed, settings, parts) if settings.embeddings and not features else None,
     )
+
+
+def _examples(
+    part: str, parts: dict[str, list[records.Record]], rows: list[int], common: dict[str, Any]
+) -> pictures.Examples:
+    """The first images of a part that have a prompt."""
+    rows = rows[: pictures.COUNT]
+    shown = [parts[part][row] for row in rows]
+    ids = [record.id for record in shown]
+    return pictures.Examples(part, ids, rows, lambda: pipeline.eval_batches(shown, **common))
 
 
 def embed(

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import spearmanr
 
@@ -246,35 +247,56 @@ def matrix(
 
 
 def learning_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the loss and the Dice of masks over the training steps: a PNG, 1200 pixels wide.
+    """Draw a training over its steps, a panel for each figure: a PNG, 1200 pixels wide.
+
+    Training is a pale line below its running mean, validation a line of points. The best Dice of a
+    validation is marked, the first if several are equal.
 
     Args:
       path: The picture.
-      rows: Of a run's log, each with `step`, `split`, and `loss`, `dice_metric` or both.
+      rows: Of a run's log, each with `step`, `split` and figures by name; none has to have all.
 
     Raises:
       ValueError: There is no row.
     """
     if not rows:
         raise ValueError(f"no rows to draw in {path}; did the run finish a step?")
-    figure = make_figure(4.5, width=12.0)
-    panels = {"loss": "loss", "dice_metric": "Dice at low resolution"}
-    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        splits = dict.fromkeys(row["split"] for row in rows if row.get(key) is not None)
-        for split in splits:
-            here = [r for r in rows if r["split"] == split and r.get(key) is not None]
-            _curve(axes, split, [r["step"] for r in here], [r[key] for r in here])
-        axes.set(xlabel="step", ylabel=label)
+    figure = make_figure(7.5, width=12.0)
+    panels = iter(figure.subplots(2, 3).flat)
+    last = max(1, *(row["step"] for row in rows))
+    handles: dict[str, Any] = {}
+    for (key, label, top), axes in zip(_PANELS, panels, strict=False):
+        held = [row for row in rows if row.get(key) is not None and math.isfinite(row[key])]
+        for split in dict.fromkeys(row["split"] for row in held):
+            here = [row for row in held if row["split"] == split]
+            line = _curve(axes, split, [row["step"] for row in here], [row[key] for row in here])
+            handles.setdefault(line.get_label(), line)
+        scored = [row for row in held if row["split"] == "validation"]
+        if key == "dice_metric" and scored:
+            best = max(scored, key=lambda row: row[key])
+            star = {"marker": "*", "markersize": 16, "markeredgecolor": "black", "linestyle": ""}
+            (mark,) = axes.plot(best["step"], best[key], color=COLORS[2], zorder=3, **star)
+            handles[f"best validation: {best[key]:.3f} after step {best['step']}"] = mark
+        if not held:
+            axes.text(0.5, 0.5, "none in this run", ha="center", transform=axes.transAxes)
+        axes.set(xlabel="step", title=label, xlim=(0, 1.03 * last), ylim=(0, top))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        if splits:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, frameon=False)
-        else:
-            axes.text(0.5, 0.5, "none in this run", ha="center", transform=axes.transAxes)
-        axes.set(xlim=(0, 1.03 * max(1, *(row["step"] for row in rows))), ylim=(0, None))
-    figure.axes[1].set_ylim(0, 1)
+    for axes in panels:  # What is left over.
+        axes.set_axis_off()
+        axes.legend(handles.values(), handles, loc="center", frameon=False)
     put_picture(path, figure, kind="png")
+
+
+# Of a learning curve: the figure, what it is called, and the top of its axis where it has one.
+_PANELS = (
+    ("loss", "loss", None),
+    ("dice_metric", "Dice at low resolution", 1.0),
+    ("iou_mse", "squared error of the predicted IoU", None),
+    ("gradient_norm", "norm of the gradient", None),
+    ("lr", "learning rate", None),
+)
 
 
 def make_figure(height: float, *, width: float = _WIDTH) -> Figure:
@@ -329,14 +351,13 @@ def _color(index: int) -> str:
     return COLORS[index % len(COLORS)]
 
 
-def _curve(axes: Axes, split: str, steps: Sequence[int], values: Sequence[float]) -> None:
+def _curve(axes: Axes, split: str, steps: Sequence[int], values: Sequence[float]) -> Line2D:
     """Points if they are few; if many, all of them pale below their running mean."""
     color = COLORS[0] if split == "train" else COLORS[1]
     if len(steps) <= 50:
-        axes.plot(steps, values, marker="o", markersize=4, color=color, label=split)
-        return
+        return axes.plot(steps, values, marker="o", markersize=4, color=color, label=split)[0]
     window = len(steps) // 25
     mean = np.convolve(values, np.full(window, 1 / window), mode="valid")
     axes.plot(steps, values, color=color, alpha=0.25, linewidth=1)
     middle = np.asarray(steps)[window // 2 :][: len(mean)]
-    axes.plot(middle, mean, color=color, label=f"{split} (mean of {window} rows)")
+    return axes.plot(middle, mean, color=color, label=f"{split} (mean of {window} rows)")[0]

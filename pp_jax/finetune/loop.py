@@ -1,7 +1,5 @@
 """The training loop: the one impure place between pure steps."""
 
-import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,14 +9,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
 from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.evaluate import plots
-from pp_jax.finetune import recipe, runs
+from pp_jax.finetune import monitor, pictures, recipe, runs, stopping
 from pp_jax.finetune.embeddings import Embedder, make_embedder
 from pp_jax.finetune.step import State, averages
 from pp_jax.preprocess import augment
@@ -35,56 +33,69 @@ class Feed(NamedTuple):
 
     train: Callable[[int], Iterator[Batch]]  # From a step on, without end.
     validation: Callable[[], Iterable[Batch]]  # All of it, once.
+    validated: int  # Images of the validation part that have a prompt.
     epoch_steps: int
     facts: dict[str, Any]  # To stand in every row of the log.
+    names: Callable[[Int[np.ndarray, " B"]], list[str]]  # Ids of training images, by `index`.
+    examples: pictures.Examples
     embedded: Callable[[Embedder], "Feed"] | None = None  # The same batches with embeddings.
 
 
-class _Log:
-    """The run's `metrics.jsonl`; rows after the step that is resumed from are dropped."""
+class _Plan(NamedTuple):
+    """After which steps something else is done."""
 
-    def __init__(self, path: Path, *, resumed_at: int):
-        self._path, self._active = path, jax.process_index() == 0
-        lines = path.read_text().splitlines() if path.is_file() else []
-        self.rows = [row for row in map(_parse, lines) if row and row["step"] <= resumed_at]
-        if self._active:
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            partial.rename(path)
+    total: int
+    save: int
+    picture: int | None  # None: where a checkpoint is due; 0: never.
 
-    def draw(self, path: Path) -> None:
-        if self._active:
-            plots.learning_curve(path, self.rows)
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint is due after the step, and a validation with it."""
+        return step % self.save == 0 or step == self.total
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        if self._active:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+    def is_drawn(self, step: int) -> bool:
+        """Whether a picture is due after the step."""
+        if self.picture is None:
+            return self.is_due(step)
+        return self.picture > 0 and step % self.picture == 0
 
 
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None  # The last line of a run that was killed while it wrote.
+class _Judge(NamedTuple):
+    """How a state is judged, and where it is told."""
+
+    run: Path
+    settings: TrainConfig
+    feed: Feed
+    base: str
+    mesh: Mesh
+    score: Callable[..., Any]  # Of a state, a batch and where its rows stand in their part.
+    answer: Callable[..., pictures.Answer]  # As well.
+    pictured: list[tuple[Batch, jax.Array]]
+    told: monitor.Monitor
 
 
 def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dict[str, Any]]:
     """The rows of the log, after training was brought to its last step.
 
-    Starts from the newest checkpoint in `run` that verifies, if there is one.
+    Starts from the newest checkpoint in `run` that verifies, if there is one. A signal to stop ends
+    it after the step that is being made, which is saved; see `stopping.on_signal`.
 
     Raises:
-      ValueError: A batch that the devices cannot share or the data cannot fill.
+      ValueError: A batch that the devices cannot share or the data cannot fill; a service to log to
+        that is not installed; early stopping with nothing to validate on.
       CheckpointError: As `runs.begin`.
-      FloatingPointError: The loss is no longer finite.
+      FloatingPointError: The loss or the gradient is no longer finite. Nothing of it is saved.
     """
+    monitor.check(settings)
+    _require_validation(settings, feed)
     total = settings.steps or settings.epochs * feed.epoch_steps
+    every = settings.save_every or max(feed.epoch_steps, _FEWEST_BETWEEN_SAVES)
+    plan = _Plan(total, every, settings.pictures_every)
     start = runs.newest_step(run)
-    log = _Log(run / runs.METRICS, resumed_at=start)
-    if start >= total:
-        print(f"{run}: already trained to step {start}")
+    log = monitor.Log(run / runs.METRICS, resumed_at=start)
+    # A signal that comes with a step has it saved at once: it was not validated then.
+    owed = start > 0 and plan.is_due(start) and feed.validated > 0 and not _judged(log.rows, start)
+    if ended := _ended(log.rows, settings, start=start if not owed else 0, total=total):
+        print(f"{run}: {ended}")
         return log.rows
     if start:
         print(f"{run}: resuming after step {start}")
@@ -95,54 +106,87 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     optimizer = recipe.optimizer_of(settings, steps=total)
     state, frozen, base = runs.begin(run, settings, optimizer, step=start, mesh=mesh)
     _describe(state, frozen, settings, total=total, start=start)
+    images, embedded = feed.examples, None
     if feed.embedded is not None:
         variables = tree.combine(state.trainable, frozen)
         feed = feed.embedded(make_embedder(settings, variables, mesh=mesh))
-        batches = feed.train(start)
-    everywhere = sharding.replicated(mesh)
+        batches, embedded = feed.train(start), feed.examples
     step = jax.jit(
         recipe.step_of(settings, steps=total, mesh=mesh),
         donate_argnums=0,
-        out_shardings=(jax.tree.map(lambda x: x.sharding, state), everywhere),
-    )
-    score = jax.jit(
-        recipe.terms_of(settings, Purpose.EVAL_PROMPT, mesh=mesh), out_shardings=everywhere
+        out_shardings=(jax.tree.map(lambda x: x.sharding, state), sharding.replicated(mesh)),
     )
     key = jax.random.key(settings.seed)
-    every = settings.save_every or max(feed.epoch_steps, _FEWEST_BETWEEN_SAVES)
-
-    batch = sharding.place_batch(next(batches), mesh)
-    with contextlib.ExitStack() as closing:  # The bar's line ends also where an error follows.
+    rate = recipe.rate_of(settings, steps=total)
+    score, answer = _judges(settings, frozen, key, mesh=mesh)
+    drawn = settings.pictures_every != 0
+    pictured = pictures.place(images, embedded, mesh=mesh) if drawn else []
+    with (
+        stopping.on_signal() as asked,
+        monitor.Monitor(run, settings, log, start=start, total=total) as told,
+    ):
+        judge = _Judge(run, settings, feed, base, mesh, score, answer, pictured, told)
+        if owed:
+            _settle(judge, state, start, plan=plan, saved=True)
+        batch = _load(batches, mesh)
         for number in range(start + 1, total + 1):
             begun = time.perf_counter()
-            state, means = step(state, frozen, batch, positions, key)
-            batch = sharding.place_batch(next(batches), mesh)  # While the devices compute.
+            index = batch.index
+            state, means = step(state, frozen, batch.placed, positions, key)
+            batch = _load(batches, mesh)  # While the devices compute.
             row = _row(number, "train", means, feed.facts)
+            row["lr"] = float(f"{rate(number - 1) * _reduction(state):.6g}")
             row["seconds"] = round(time.perf_counter() - begun, 3)
-            log.add(row)
-            _require_finite(row, run)
-            if number == start + 1:
-                # The bar is made now, since the compilation would spoil its estimate.
-                tqdm.write(f"compiled, and step {number} done, in {row['seconds']:.1f} s")
-                hidden = jax.process_index() > 0
-                bar = closing.enter_context(
-                    tqdm(total=total, initial=number, unit="step", disable=hidden)
-                )
-            else:
-                bar.update()
-            bar.set_postfix(loss=f"{row['loss']:.3f}", dice=f"{row['dice_metric']:.3f}")
-            if number % every == 0 or number == total:
-                means = _validate(score, state, frozen, feed, key, mesh=mesh)
-                if means is not None:
-                    scored = _row(number, "validation", means, feed.facts)
-                    log.add(scored)
-                    tqdm.write(
-                        f"step {number}: validation loss {scored['loss']:.3f}, "
-                        f"Dice {scored['dice_metric']:.3f}"
-                    )
-                log.draw(run / runs.CURVE)
+            told.step(row)
+            _require_finite(row, run, names=feed.names(index))
+            if asked(number):
                 runs.save_step(run, state, settings=settings, base=base)
+                told.say(f"step {number} is saved; go on with `python train.py --resume {run}`")
+                break
+            _settle(judge, state, number, plan=plan)
+            if plan.is_due(number) and (early := _ended(log.rows, settings, start=0, total=total)):
+                told.say(f"{run}: {early}")
+                break
     return log.rows
+
+
+def _ended(rows: list[dict[str, Any]], settings: TrainConfig, *, start: int, total: int) -> str:
+    """Why nothing is to be done after a step, if so."""
+    early = stopping.stopped_early(rows, patience=settings.patience)
+    if early is not None:
+        best = max((r for r in rows if r["split"] == "validation"), key=_dice)
+        return (
+            f"stopped early at step {early}: in {settings.patience} validations no Dice was above "
+            f"the {best['dice_metric']:.3f} of step {best['step']}"
+        )
+    return f"already trained to step {start}" if start >= total else ""
+
+
+def _dice(row: dict[str, Any]) -> float:
+    return row["dice_metric"]
+
+
+def _judged(rows: list[dict[str, Any]], step: int) -> bool:
+    return any(row["step"] == step and row["split"] == "validation" for row in rows)
+
+
+def _require_validation(settings: TrainConfig, feed: Feed) -> None:
+    if settings.patience is not None and not feed.validated:
+        raise ValueError(
+            f"--patience {settings.patience}: no image of the validation part has a finding to "
+            "prompt for, so nothing says when to stop; give a larger --validation, or leave "
+            "--patience out"
+        )
+
+
+class _Loaded(NamedTuple):
+    placed: Batch
+    index: Int[np.ndarray, " B"]  # Of this process's rows.
+
+
+def _load(batches: Iterator[Batch], mesh: Mesh) -> _Loaded:
+    batch = next(batches)
+    return _Loaded(sharding.place_batch(batch, mesh), batch.index)
 
 
 def _positions(batch: int) -> Int[np.ndarray, " B"]:
@@ -150,21 +194,76 @@ def _positions(batch: int) -> Int[np.ndarray, " B"]:
     return np.arange(jax.process_index(), batch, jax.process_count(), dtype=np.int32)
 
 
-def _validate(
-    score: Callable, state: State, frozen: Any, feed: Feed, key: jax.Array, *, mesh: Mesh
-) -> dict[str, jax.Array] | None:
-    """Averages over all validation prompts, each drawn by the image alone; None without prompts."""
+def _judges(
+    settings: TrainConfig, frozen: Any, key: jax.Array, *, mesh: Mesh
+) -> tuple[Callable[..., Any], Callable[..., pictures.Answer]]:
+    """The functions of a state, a batch and positions that give its sums, and its masks.
+
+    Prompts depend on the image alone, and on no key that training draws from.
+    """
+    everywhere = sharding.replicated(mesh)
+    terms = jax.jit(
+        recipe.terms_of(settings, Purpose.EVAL_PROMPT, mesh=mesh), out_shardings=everywhere
+    )
+    masks = jax.jit(
+        pictures.make_answer(
+            recipe.model_of(settings, mesh=mesh), look_of(settings), prompting=settings.prompting
+        ),
+        out_shardings=everywhere,
+    )
+
+    def score(state: State, batch: Batch, positions: jax.Array) -> Any:
+        return terms(state.trainable, frozen, batch, positions, key, jnp.int32(0))
+
+    def answer(state: State, batch: Batch, positions: jax.Array) -> pictures.Answer:
+        return masks(state.trainable, frozen, batch, positions, key)
+
+    return score, answer
+
+
+def _settle(judge: _Judge, state: State, number: int, *, plan: _Plan, saved: bool = False) -> None:
+    """Validation, checkpoint, learning curve and picture, where they are due after a step.
+
+    Raises:
+      FloatingPointError: The loss of the validation is not finite; the state is not saved.
+    """
+    if plan.is_due(number):
+        row = _validate(judge, state, number)
+        if row is not None:
+            judge.told.validation(row)
+            _require_finite(row, judge.run, names=["the validation part"])
+        if not saved:
+            runs.save_step(judge.run, state, settings=judge.settings, base=judge.base)
+        if row is not None:
+            runs.note_best(judge.run, step=number, value=row["dice_metric"])
+        judge.told.curve()
+    if plan.is_drawn(number):
+        path = judge.run / runs.PICTURES / f"{number:08d}.png"
+        answers = [jax.device_get(judge.answer(state, *batch)) for batch in judge.pictured]
+        if jax.process_index() == 0:
+            pictures.draw(path, answers, judge.feed.examples, step=number)
+        judge.told.picture(path, step=number)
+
+
+def _validate(judge: _Judge, state: State, number: int) -> dict[str, Any] | None:
+    """The row of averages over all validation prompts; None without prompts."""
+    if not judge.feed.validated:
+        return None
     sums, hidden = None, jax.process_index() > 0
     # Shown where it lasts: one image of `vit_h` is half a minute on a CPU.
     shown = tqdm(
-        feed.validation(), desc="validating", unit="batch", leave=False, delay=2, disable=hidden
+        judge.feed.validation(),
+        desc="validating",
+        unit="batch",
+        leave=False,
+        delay=2,
+        disable=hidden,
     )
     for batch in shown:
         positions = np.maximum(batch.index, 0).astype(np.int32)
-        placed, where = sharding.place_batch((batch, positions), mesh)
-        part = score(state.trainable, frozen, placed, where, key, jnp.int32(0))
+        part = judge.score(state, *sharding.place_batch((batch, positions), judge.mesh))
         sums = part if sums is None else jax.tree.map(jnp.add, sums, part)
-    return None if sums is None or not float(sums.count) else averages(sums)
+    return _row(number, "validation", averages(sums), judge.feed.facts)
 
 
 def _row(step: int, split: str, means: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -173,11 +272,28 @@ def _row(step: int, split: str, means: dict[str, Any], facts: dict[str, Any]) ->
     return {"step": step, "split": split, **values, **facts}
 
 
-def _require_finite(row: dict[str, Any], run: Path) -> None:
-    if not math.isfinite(row["loss"]):
+def _reduction(state: State) -> float:
+    """What a plateau has made of the learning rate so far: a factor."""
+
+    def is_plateau(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ReduceLROnPlateauState)
+
+    nodes = jax.tree.leaves(state.optimizer, is_leaf=is_plateau)
+    return math.prod(float(node.scale) for node in nodes if is_plateau(node))
+
+
+def _require_finite(row: dict[str, Any], run: Path, *, names: list[str]) -> None:
+    wrong = {
+        name.replace("_", " "): value
+        for name, value in row.items()
+        if name.split("/")[0] in ("loss", "gradient_norm") and not math.isfinite(value)
+    }
+    if wrong:
+        told = ", ".join(f"the {name} is {value}" for name, value in wrong.items())
         raise FloatingPointError(
-            f"{run}: the loss is {row['loss']} at step {row['step']}; the checkpoints before it "
-            "are kept. Try a lower --lr, or --dtype float32"
+            f"{run}: {told} at step {row['step']}, on {', '.join(names)}. Nothing of that step is "
+            "saved, and the checkpoints before it are kept. Look at these images; or start from "
+            f"what is kept with `--init {run}`, another --out and a lower --lr, or --dtype float32"
         )
 
 

@@ -1,0 +1,283 @@
+"""What is told of a training, and what ends it early: each against a plainer account of its own."""
+
+import json
+import os
+import signal
+import struct
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+
+from pp_jax.config import Look, TrainConfig
+from pp_jax.evaluate import overlays
+from pp_jax.finetune import monitor, pictures, stopping
+from pp_jax.finetune.step import make_terms
+from pp_jax.preprocess.stage import make_stage
+from pp_jax.prompts import Purpose
+from pp_jax.sam import Sam
+from pp_jax.sam.model import init
+from tests.test_step import COMPILER, KEY, SIDE, SMALL, WEIGHTS, disks
+
+PLAIN = TrainConfig(batch=8)
+
+
+def step_row(step, loss=1.0):
+    figures = {"loss": loss, "dice_metric": 0.5, "gradient_norm": 2.0, "gradient_norm/lora": 1.5}
+    return {"step": step, "split": "train", **figures, "lr": 0.25, "seconds": 2.0}
+
+
+def validation_row(step, dice):
+    return {"step": step, "split": "validation", "loss": 0.5, "dice_metric": dice}
+
+
+def begin(run, *, start=0, settings=PLAIN):
+    log = monitor.Log(run / "metrics.jsonl", resumed_at=start)
+    return monitor.Monitor(run, settings, log, start=start, total=9)
+
+
+def shown(run):
+    """`{(tag, step): value}` as TensorBoard shows it: a restart hides what is of later steps."""
+    values = {}
+    for path in sorted((run / "tensorboard").iterdir()):
+        content, at = path.read_bytes(), 0
+        while at < len(content):
+            (length,) = struct.unpack_from("<Q", content, at)
+            event = Event.FromString(content[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            if event.HasField("session_log"):
+                values = {place: v for place, v in values.items() if place[1] < event.step}
+            for one in event.summary.value:
+                assert (one.tag, event.step) not in values  # Shown twice otherwise.
+                pictured = one.HasField("image")
+                values[one.tag, event.step] = one.image.width if pictured else one.simple_value
+    return values
+
+
+def test_tensorboard_shows_the_logs_figures_also_of_a_run_that_went_on(tmp_path):
+    with begin(tmp_path) as told:
+        for step in (1, 2, 3):
+            told.step(step_row(step, loss=step))
+        told.validation(validation_row(3, 0.75))
+    with begin(tmp_path, start=2) as told:
+        assert [row["loss"] for row in told.rows] == [1, 2]
+        told.step(step_row(3, loss=30))
+        told.validation(validation_row(3, 0.25))
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1), (2, 2), (3, 30), (3, 0.5)]
+    found = shown(tmp_path)
+    assert found["train/loss", 3] == 30
+    assert found["validation/dice_metric", 3] == 0.25
+    assert {tag for tag, step in found if step == 1} == {
+        *("train/loss", "train/dice_metric", "train/gradient_norm", "train/seconds"),
+        *("gradient_norm/lora", "lr"),
+    }
+    assert len(found) == 3 * 6 + 2
+
+
+def test_a_picture_is_shown_beside_the_figures(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "p.png")
+    with begin(tmp_path) as told:
+        told.picture(tmp_path / "p.png", step=4)
+    assert shown(tmp_path) == {("predictions", 4): 7}
+
+
+def test_the_bar_tells_loss_dice_and_images_per_second(tmp_path, capsys):
+    with begin(tmp_path) as told:
+        told.step(step_row(1) | {"seconds": 100.0})  # Compiled: no part of the rate.
+        told.step(step_row(2))
+    text = capsys.readouterr()
+    assert "step 1 done, in 100.0 s" in text.out
+    assert "2/9" in text.err
+    assert "loss=1.000, dice=0.500, images/s=4]" in text.err
+
+
+def test_another_process_tells_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with begin(tmp_path) as told:
+        told.step(step_row(1))
+        told.validation(validation_row(1, 0.5))
+        told.curve()
+        assert len(told.rows) == 2  # Early stopping is decided everywhere.
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_can_be_left_out(tmp_path):
+    with begin(tmp_path, settings=TrainConfig(batch=8, tensorboard=False)) as told:
+        told.step(step_row(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_weights_and_biases_get_the_same_figures(tmp_path, monkeypatch):
+    logged = []
+    one = types.SimpleNamespace(
+        log=lambda figures, step: logged.append((step, figures)),
+        finish=lambda: logged.append("finished"),
+    )
+    fake = types.SimpleNamespace(init=lambda **options: logged.append(options) or one)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    settings = TrainConfig(batch=8, tensorboard=False, wandb="lungs")
+    with begin(tmp_path, start=2, settings=settings) as told:
+        told.step(step_row(3))
+    assert logged[0]["project"] == "lungs"
+    assert logged[0]["config"]["wandb"] == "lungs"
+    assert logged[0]["name"] == f"{tmp_path.name} from step 2"
+    assert logged[1] == (3, monitor.tagged(step_row(3)))
+    assert logged[2] == "finished"
+
+
+def test_a_service_that_is_not_installed_is_refused(monkeypatch):
+    monkeypatch.setattr(monitor.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"--wandb lungs: .* not installed.*\[wandb\]"):
+        monitor.check(TrainConfig(wandb="lungs"))
+    monitor.check(TrainConfig())
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_a_run_stops_once_its_best_validation_is_so_many_validations_old(patience):
+    rng = np.random.default_rng(patience)
+    stopped = 0
+    for _ in range(50):
+        values = rng.integers(0, 8, 12) / 8  # With ties: an equal Dice is not better.
+        ages = [i - int(np.argmax(values[: i + 1])) for i in range(12)]
+        wanted = next((10 * i for i, age in enumerate(ages) if age >= patience), None)
+        rows = [validation_row(10 * i, value) for i, value in enumerate(values)]
+        rows += [step_row(i) for i in range(120)]
+        rows.sort(key=lambda row: row["step"])
+        assert stopping.stopped_early(rows, patience=patience) == wanted
+        stopped += wanted is not None
+    assert stopped
+    assert stopping.stopped_early(rows, patience=None) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "ends"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_signal_is_noted_and_ends_the_program_only_afterwards(number, ends, capfd):
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    saved = []
+
+    def train():
+        with stopping.on_signal() as asked:
+            assert not asked(1)
+            os.kill(os.getpid(), number)
+            assert asked(2)
+            # The next one, of either kind, would end the process at once.
+            assert {signal.getsignal(one) for one in before} == {signal.SIG_DFL}
+            saved.append(2)
+
+    with pytest.raises(ends) as caught:
+        train()
+    assert saved == [2]
+    assert ends is KeyboardInterrupt or caught.value.code == 0
+    assert {one: signal.getsignal(one) for one in before} == before
+    assert "stopping after this step" in capfd.readouterr().err
+
+
+def test_an_error_after_a_signal_is_told():
+    def train():
+        with stopping.on_signal():
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise FloatingPointError("told")
+
+    with pytest.raises(FloatingPointError, match="told"):
+        train()
+
+
+# Pictures.
+
+
+@pytest.fixture(scope="module")
+def answered():
+    """Disks, and two answers: one sees one more object than the other."""
+    model, look = Sam(SMALL), Look()
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: init(model, jax.random.key(1)))
+    variables = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
+    answer = jax.jit(
+        pictures.make_answer(model, look, prompting="box"), compiler_options=dict(COMPILER)
+    )
+    batch, positions = disks(), np.arange(4, dtype=np.int32)
+    return variables, batch, positions, jax.device_get(answer(variables, {}, batch, positions, KEY))
+
+
+def test_the_masks_drawn_are_those_that_a_validation_scores(answered):
+    variables, batch, positions, got = answered
+    terms = make_terms(
+        Sam(SMALL),
+        make_stage(Look(), side=SIDE),
+        prompting="box",
+        purpose=Purpose.EVAL_PROMPT,
+        weights=WEIGHTS,
+    )
+    score = jax.jit(terms, compiler_options=dict(COMPILER))
+    sums = score(variables, {}, batch, positions, KEY, np.int32(0))
+    dices = []
+    for row in range(4):
+        height, width = got.size[row]
+        assert (height, width) == (64, batch.size[row, 1] // 4)
+        own = []
+        for slot in np.flatnonzero(batch.valid[row]):
+            mask = got.masks[row, slot, :height, :width]
+            target = batch.targets[row, slot, :height, :width] > 0.5
+            own.append(2 * (mask & target).sum() / (mask.sum() + target.sum()))
+        dices.append(np.mean(own))
+    np.testing.assert_allclose(np.mean(dices), sums.hard_dice / sums.count, rtol=1e-5)
+    assert 0 < np.mean(dices) < 1
+    blocks = batch.image.reshape(4, 64, 4, 64, 4, 3).mean((2, 4))
+    np.testing.assert_allclose(got.image, blocks, atol=0.51)
+
+
+def test_a_picture_shows_each_image_with_its_prompts_targets_and_masks(
+    answered, tmp_path, monkeypatch
+):
+    _, batch, _, got = answered
+    drawn = []
+    monkeypatch.setattr(
+        pictures, "overlay_sheet", lambda path, parts, title: drawn.append((parts, title))
+    )
+    padded = got._replace(index=np.array([0, 1, 2, -1]))
+    shown = pictures.Examples("validation", ["a", "b", "c"], [4, 7, 8], tuple)
+    pictures.draw(tmp_path / "p.png", [padded], shown, step=12)
+    ((parts, title),) = drawn
+    (cases,) = parts.values()
+    assert title == "step 12, validation images"
+    assert [case.title for case in cases] == ["a", "b", "c"]
+    for row, case in enumerate(cases):
+        width = batch.size[row, 1] // 4
+        valid = batch.valid[row]
+        union = (batch.targets[row][valid] > 0.5).any(0)[:, :width]
+        np.testing.assert_array_equal(case.target, union)
+        assert case.image.shape == (64, width, 3)
+        assert len(case.points) == 0
+        # Jittered by a tenth of their sides; in cells of four pixels.
+        sides = np.tile(batch.boxes[row][valid][:, 2:] - batch.boxes[row][valid][:, :2], 2)
+        assert (np.abs(4 * case.boxes - batch.boxes[row][valid]) < 0.5 * sides).all()
+
+
+def test_what_matplotlib_warns_of_ends_no_training(answered, tmp_path, monkeypatch):
+    *_, got = answered
+    sheet = pictures.overlay_sheet
+
+    def warning(path, parts, *, title):
+        sheet(path, parts, title=title)
+        code = compile("import warnings; warnings.warn('of a font')", "m.py", "exec")
+        exec(code, {"__name__": "matplotlib.text", "__builtins__": __builtins__})
+
+    monkeypatch.setattr(pictures, "overlay_sheet", warning)
+    shown = pictures.Examples("train", list("abcd"), range(4), tuple)
+    pictures.draw(tmp_path / "new" / "p.png", [got], shown, step=1)
+    with Image.open(tmp_path / "new" / "p.png") as file:
+        picture = np.asarray(file.convert("RGB"))
+    for color in (overlays.TARGET, overlays.PROMPT):
+        level = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert np.abs(picture - np.array(level)).max(-1).min() < 25  # Thin lines are blended.
