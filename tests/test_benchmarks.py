@@ -354,6 +354,23 @@ def test_a_step_in_torch_changes_what_the_policy_trains(
     assert changed == (parts or {"image_encoder", "prompt_encoder", "mask_decoder"})
 
 
+def test_a_step_of_pairs_in_torch_trains_them_and_no_weight_of_the_encoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = official.randomise(peers.official_sam(TINY), seed=8)
+    monkeypatch.setattr(training, "official_sam", lambda *_, **__: model)
+    before = {name: weight.clone() for name, weight in model.image_encoder.state_dict().items()}
+    training.official(peers.Place(TINY, 1, "float32", "cpu"), policy="lora")()
+    after = model.image_encoder.state_dict()
+    pairs = {f"blocks.{i}.attn.qkv.{side}" for i in range(TINY.depth) for side in "ab"}
+    held = {name.replace("qkv.qkv.", "qkv."): x for name, x in after.items() if name not in pairs}
+    assert all(torch.equal(held.pop(name), weight) for name, weight in before.items())
+    assert not held
+    assert all(after[name].any() for name in pairs)  # B was zero.
+    weights = dict(model.image_encoder.named_parameters())
+    assert {name for name, weight in weights.items() if weight.requires_grad} == pairs
+
+
 @pytest.mark.parametrize("variant", ["tiny", "vit_b", "vit_l", "vit_h"])
 def test_the_encoders_of_peers_have_as_many_parameters_as_ours(variant: str) -> None:
     config = VARIANTS[variant]
