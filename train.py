@@ -14,7 +14,7 @@ import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune import loop, optimize, pictures, recipe, runs, start, trainable
+from pp_jax.finetune import loop, losses, optimize, pictures, recipe, runs, start, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
@@ -30,6 +30,7 @@ CHOICES = {
     "prompting": prompts.PROMPTINGS,
     "preset": ("", *PRESETS),
     "recipe": ("", *pp_jax.config.RECIPES),
+    "best_mask": losses.BEST_MASKS,
     "optimizer": optimize.OPTIMIZERS,
     "schedule": optimize.SCHEDULES,
     "dtype": pp_jax.config.DTYPES,

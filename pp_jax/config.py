@@ -274,6 +274,10 @@ def _check_numbers(config: TrainConfig) -> None:
             f"--accumulate {config.accumulate} with --batch {config.batch}: the parts must be "
             "equal; choose a divisor of the batch"
         )
+    if config.affinity and (config.embeddings or config.blind or config.filter == "blank"):
+        raise ValueError(
+            f"--affinity {config.affinity} reads pixels: leave it out with --embeddings and --blind"
+        )
     if not any(getattr(config, name) for name in LOSS_WEIGHTS):
         raise ValueError(f"every weight of {', '.join(LOSS_WEIGHTS)} is 0: nothing is learned")
 

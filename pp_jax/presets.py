@@ -68,6 +68,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     "prompting": "point",
                     "focal": 0.0,
                     "dice": 0.0,
+                    "iou": 0.0,  # The IoU with a filled box is not to be learned.
                     "projection": 1.0,
                     "affinity": 1.0,
                     "batch": 8,
