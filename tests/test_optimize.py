@@ -53,8 +53,9 @@ WEIGHTS = {
         "bias": _RNG.normal(size=3).astype(np.float32),
     },
 }
-SLOPES = [{path: _RNG.normal(size=x.shape) for path, x in tree.flatten(WEIGHTS).items()}] * 2
-SLOPES = [*SLOPES, {path: -3 * x for path, x in SLOPES[0].items()}]
+_SLOPE = {path: _RNG.normal(size=x.shape) for path, x in tree.flatten(WEIGHTS).items()}
+# Lion's third sign depends on how much of the first two its momentum kept.
+SLOPES = [{path: factor * x for path, x in _SLOPE.items()} for factor in (1, 2, -1)]
 
 
 def three_steps(**choices) -> dict[str, np.ndarray]:

@@ -12,14 +12,13 @@ from jaxtyping import Float, Int, UInt8
 
 from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune.recipe import rules_of
+from pp_jax.finetune.recipe import trained_of
 from pp_jax.preprocess import augment, filters, roi, specs
 from pp_jax.preprocess.fusion import FUSIONS
 from pp_jax.preprocess.stage import make_stage
-from pp_jax.sam import VARIANTS, Sam, sized
-from pp_jax.sam.model import init
+from pp_jax.sam import Sam, sized
 
-_ENCODER = "params/image_encoder/"
+_ENCODER = ("params/image_encoder/", "lora/")
 _VERSION = 1  # To be raised when encoder, input stage or resizing compute something else.
 
 
@@ -49,11 +48,7 @@ def check_fixed(settings: TrainConfig) -> None:
             f"--embeddings with --augment {settings.augment}: every step sees other pixels; leave "
             "one of them out"
         )
-    shapes = jax.eval_shape(
-        lambda key: init(Sam(VARIANTS[settings.variant]), key), jax.random.key(0)
-    )
-    trained, _ = tree.partition(shapes, rules_of(settings))
-    if any(path.startswith(_ENCODER) for path in tree.flatten(trained)):
+    if any(path.startswith(_ENCODER) for path in tree.flatten(trained_of(settings))):
         raise ValueError(
             f"--embeddings with --trainable {settings.trainable}: it trains the image encoder; "
             "choose `--trainable decoder`, or leave out --embeddings"

@@ -113,11 +113,9 @@ def halve_on_plateau(steps: int) -> optax.GradientTransformation:
     The loss is averaged over windows of a hundredth of the training; five windows in a row without
     a new lowest mean halve the rate. It is read as `value` of `update`.
     """
-    rule = optax.contrib.reduce_on_plateau(
+    return optax.contrib.reduce_on_plateau(
         factor=0.5, patience=5, accumulation_size=max(1, steps // 100), min_scale=0.01
     )
-    # Its own `init` asks the parameters for their type, which placeholders of them have not.
-    return optax.GradientTransformationExtraArgs(lambda _: rule.init(jnp.float32(0)), rule.update)
 
 
 # Rates of parts of the model.
