@@ -110,10 +110,10 @@ def test_pairs_that_were_not_trained_change_nothing() -> None:
     np.testing.assert_array_equal(embed(Sam(CONFIG, lora=ALL), fresh(ALL)), want)
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_the_side_path_is_the_model_with_merged_kernels(remat: bool) -> None:
+@pytest.mark.parametrize("way", [{}, {"remat": True}, {"scan_blocks": True}])
+def test_the_side_path_is_the_model_with_merged_kernels(way: dict) -> None:
     variables = trained(fresh(ALL))
-    got = embed(Sam(CONFIG, lora=ALL, remat=remat), variables)
+    got = embed(Sam(CONFIG, lora=ALL, **way), variables)
     want = embed(Sam(CONFIG), merge(variables, ALL))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * want.std())
     assert np.abs(embed(Sam(CONFIG), fresh(None)) - want).max() > 0.1 * want.std()
