@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from pp_jax.distances import distances
 from pp_jax.types import BOTTOM_RIGHT, FOREGROUND, NEUTRAL, NOT_A_POINT, TOP_LEFT, Prompts, check
 
 # The SAM paper's box noise: 10 % of the box's side, never more than 20 pixels at 1024.
@@ -188,6 +189,31 @@ def point_prompt(
     del boxes
     uniform = jax.random.uniform(key, targets.shape[:1])
     cells = jax.vmap(draw_cell)(_clickable(targets), uniform)
+    clicked = valid & jnp.any(targets > 0, axis=(1, 2))
+    return Marks(
+        points=cell_centres(cells, size, stride=side / targets.shape[-1])[:, None],
+        labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None],
+    )
+
+
+def centre_prompt(
+    key: Key[Array, ""],
+    targets: Float[Array, "N h w"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, " N"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """One click on each target, where it is deepest: the cell farthest from all outside.
+
+    Of equally deep cells the first in raster order. Cells and empty targets as in `point_prompt`.
+    """
+    del key, boxes
+    inside = jnp.pad(_clickable(targets), ((0, 0), (1, 1), (1, 1)))
+    depth = distances(~inside)[:, 1:-1, 1:-1]
+    deepest = jnp.argmax(depth.reshape(len(targets), -1), axis=1)
+    cells = jnp.stack([deepest % targets.shape[2], deepest // targets.shape[2]], axis=-1)
     clicked = valid & jnp.any(targets > 0, axis=(1, 2))
     return Marks(
         points=cell_centres(cells, size, stride=side / targets.shape[-1])[:, None],
@@ -382,6 +408,7 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
     {
         "box": box_prompt,
         "point": point_prompt,
+        "centre": centre_prompt,
         "mixed": mixed_prompt,
         "none": no_prompt,
         "scribble": scribble_prompt,

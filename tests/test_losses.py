@@ -8,7 +8,8 @@ import torch
 from scipy import ndimage
 
 from pp_jax.config import LOSS_WEIGHTS
-from pp_jax.finetune.boundary import boundary, distances, signed_distance
+from pp_jax.distances import distances
+from pp_jax.finetune.boundary import boundary, signed_distance
 from pp_jax.finetune.losses import (
     BEST_MASKS,
     LOSSES,

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from pp_jax.preprocess.geometry import low_res_target
 from pp_jax.prompts import (
@@ -108,13 +109,16 @@ def test_an_incomplete_prompt_says_what_is_missing(given, message):
 
 
 def test_an_unknown_sampler_is_named_with_the_choices():
-    with pytest.raises(ValueError, match="unknown prompt 'boxes': choose one of box, point, mixed"):
+    with pytest.raises(
+        ValueError, match="unknown prompt 'boxes': choose one of box, point, centre, mixed"
+    ):
         sample_prompts("boxes", keys([0]), **fields(1))
 
 
 LABELS_OF = {  # One of these.
     "box": [[2, 3]],
     "point": [[1, -1]],
+    "centre": [[1, -1]],
     "mixed": [[1, -1, -2], [-2, 2, 3]],
     "none": [[-2]],
     "scribble": [[1, 1, 1, 1, -1]],
@@ -190,6 +194,16 @@ def test_clicks_lie_on_the_target_and_reach_every_cell_alike():
     }
     _, counts = np.unique(rows * 16 + columns, return_counts=True)
     assert np.abs(counts - 100).max() < 5 * np.sqrt(100)  # Five deviations of a count.
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_click_on_the_centre_is_where_scipy_finds_the_target_deepest(seed):
+    rng = np.random.default_rng(seed)
+    target = (ndimage.gaussian_filter(rng.normal(size=(16, 16)), 2) > 0).astype(np.float32)
+    depth = ndimage.distance_transform_edt(np.pad(target, 1))[1:-1, 1:-1]
+    row, column = np.unravel_index(depth.argmax(), depth.shape)
+    prompts = draw("centre", keys([0]), **fields(1, target=target))
+    np.testing.assert_array_equal(prompts.points[0, 0, 0], [4 * column + 1.5, 4 * row + 1.5])
 
 
 def test_a_target_that_fills_no_cell_is_clicked_where_it_is_fullest():

@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
+
+from pp_jax.distances import distances
 
 
 def boundary(
@@ -37,27 +39,3 @@ def signed_distance(
     signed = jnp.where(inside, 1 - to_outside, jnp.where(outside, to_inside, 0.0))
     both = inside.any((-2, -1), keepdims=True) & outside.any((-2, -1), keepdims=True)
     return jnp.where(both, signed, 0.0)
-
-
-def distances(marked: Bool[Array, "*n h w"]) -> Float[Array, "*n h w"]:
-    """Exact Euclidean distance from each cell to the nearest marked one. No gradient.
-
-    Large and finite where none is marked. Equals `scipy.ndimage.distance_transform_edt` of the
-    opposite. First along each column, then the least sum of squares along each row, one row after
-    the other: all at once would hold `w` maps.
-    """
-    height, width = marked.shape[-2:]
-    far = float(2 * (height + width))
-    rows = jnp.arange(height, dtype=jnp.float32)[:, None]
-    axis = marked.ndim - 2
-    above = jax.lax.cummax(jnp.where(marked, rows, -far), axis)
-    below = jax.lax.cummin(jnp.where(marked, rows, far + height), axis, reverse=True)
-    squared = jnp.minimum(rows - above, below - rows) ** 2
-    columns = jnp.arange(width, dtype=jnp.float32)
-    apart = (columns[:, None] - columns) ** 2
-
-    def along_row(row: Float[Array, "*n w"]) -> Float[Array, "*n w"]:
-        return jnp.min(row[..., None, :] + apart, -1)
-
-    nearest = jax.lax.map(along_row, jnp.moveaxis(squared, -2, 0))
-    return jnp.sqrt(jnp.moveaxis(nearest, 0, -2))
