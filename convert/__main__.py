@@ -89,15 +89,19 @@ def export(folder: Path, out: Path, *, part: str = "") -> dict[str, Any]:
 
     from pp_jax import sharding
     from pp_jax.finetune import runs
+    from pp_jax.finetune.recipe import rules_of
 
-    loaded = runs.load(folder, mesh=sharding.make_mesh(jax.devices("cpu")[:1]))
-    model = {name: held for name, held in loaded.variables.items() if name != "fusion"}
+    load = runs.load_parts if part else runs.load
+    loaded = load(folder, mesh=sharding.make_mesh(jax.devices("cpu")[:1]))
     lora = lora_of(loaded.config) if part and loaded.config else None
     if part and not lora:
         raise ValueError(f"--part {part}: {folder} has no pairs; leave --part out")
-    state = (
-        pairs.to_part(_trained(folder, loaded), model) if lora else official.to_state_dict(model)
-    )
+    if lora:
+        trained, _ = tree.partition(loaded.variables, rules_of(loaded.config))
+        state = pairs.to_part(trained, loaded.variables)
+    else:
+        model = {name: held for name, held in loaded.variables.items() if name != "fusion"}
+        state = official.to_state_dict(model)
     facts = {"variant": loaded.variant, "step": loaded.step, "look": ""}
     if loaded.look != Look():
         fusion = jax.tree.map(lambda x: x.tolist(), jax.device_get(loaded.variables.get("fusion")))
@@ -107,27 +111,6 @@ def export(folder: Path, out: Path, *, part: str = "") -> dict[str, Any]:
         facts["look"] = str(look)
     official.write_state_dict(out, state, lora=lora)
     return facts
-
-
-def _trained(folder: Path, loaded: Any) -> dict[str, Any]:
-    """What a run trained, its pairs not merged, at the step that was loaded."""
-    import jax
-
-    from pp_jax.finetune.recipe import rules_of
-    from pp_jax.preprocess.stage import initial_fusion
-    from pp_jax.sam import VARIANTS, Sam
-    from pp_jax.sam.model import init
-
-    def variables(key: jax.Array) -> dict[str, Any]:
-        model = Sam(VARIANTS[loaded.variant], lora=lora_of(loaded.config))
-        return init(model, key) | initial_fusion(loaded.look)
-
-    shapes = jax.eval_shape(variables, jax.random.key(0))
-    trainable, _ = tree.partition(shapes, rules_of(loaded.config))
-    # The folder of a run, or of one of its steps.
-    held = folder / checkpoints.MANIFEST
-    step = folder if held.is_file() else checkpoints.step_folder(folder, loaded.step)
-    return checkpoints.load_part(step, {"trainable": trainable})["trainable"]
 
 
 def _torch_side() -> Any:
