@@ -65,6 +65,8 @@ def main() -> None:
         )
         settings = pp_jax.config.resolve(start.resumed(asked, held) if held else asked)
         cli.require_clone()
+        if settings.distributed:
+            cli.join_processes()
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
         roi.make_for_images(settings.roi)
         recipe.check_rules(settings)

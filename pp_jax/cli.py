@@ -149,6 +149,34 @@ def devices(name: str) -> list[jax.Device]:
     return found
 
 
+_CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def join_processes() -> None:
+    """This process computes together with the others that were started by the same command.
+
+    jax finds them under Slurm, Open MPI and Kubernetes and on TPU pods; elsewhere three variables
+    of the environment tell. To be called before any device is touched.
+
+    Raises:
+      ValueError: Nothing tells of other processes, or not all that is needed.
+    """
+    told = {name: os.environ[name] for name in _CLUSTER if os.environ.get(name)}
+    try:
+        if not told:
+            jax.distributed.initialize()
+            return
+        address, count, own = (told[name] for name in _CLUSTER)
+        jax.distributed.initialize(address, int(count), int(own))
+    except (KeyError, ValueError) as error:
+        held = ", ".join(f"{name}={told.get(name, '')}" for name in _CLUSTER)
+        raise ValueError(
+            f"--distributed: no other processes are known ({held}); start this under Slurm or on a "
+            f"TPU pod, or set {_CLUSTER[0]} (as in 10.0.0.1:1234), {_CLUSTER[1]} and "
+            f"{_CLUSTER[2]} (from 0) for each process"
+        ) from error
+
+
 def process_share() -> dict[str, int]:
     """Which of the processes of a multi-host run this one is."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
