@@ -154,19 +154,41 @@ def test_names_are_no_formulas_and_files_are_png(tmp_path):
         plots.violin(tmp_path / "v.pdf", {"a": DICE}, label="Dice")
 
 
+PANELS = {  # Left and top, width and height: three beside one another, two above one another.
+    name: (slice(390 * (i // 3), 390 * (i // 3) + 375), slice(400 * (i % 3), 400 * (i % 3) + 400))
+    for i, name in enumerate(["loss", "dice_metric", "iou_mse", "gradient_norm", "lr", "legend"])
+}
+
+
 @pytest.mark.parametrize("steps", [1, 10, 200])
-def test_a_learning_curve_draws_each_split_that_was_logged(tmp_path, steps):
-    train = [{"step": i, "split": "train", "loss": 2 / i} for i in range(1, steps + 1)]
-    plots.learning_curve(tmp_path / "curve.png", train)
-    assert pixels(tmp_path / "curve.png", TRAIN)[32:].any()  # Below the legend.
-    assert not pixels(tmp_path / "curve.png", VALIDATION).any()
-    checked = [{"step": steps, "split": "validation", "loss": 1.0, "dice_metric": 0.5}]
-    plots.learning_curve(tmp_path / "curve.png", train + checked)
-    found = pixels(tmp_path / "curve.png", VALIDATION)
-    assert found[32:, :600].any()
-    assert found[32:, 600:].any()
-    with Image.open(tmp_path / "curve.png") as file:
+def test_a_learning_curve_draws_each_figure_of_each_split_that_was_logged(tmp_path, steps):
+    path = tmp_path / "curve.png"
+    figures = {"dice_metric": 0.4, "iou_mse": 0.1, "gradient_norm": 3.0, "lr": 1e-4}
+    train = [{"step": i, "split": "train", "loss": 2 / i} | figures for i in range(1, steps + 1)]
+    plots.learning_curve(path, train)
+    with Image.open(path) as file:
         assert file.size[0] == 1200
+    for name, place in PANELS.items():
+        assert pixels(path, TRAIN)[place].any(), name
+    assert not pixels(path, VALIDATION).any()
+    figures = {"loss": 1.0, "dice_metric": 0.5, "iou_mse": 0.2}
+    checked = [{"step": steps, "split": "validation"} | figures]
+    plots.learning_curve(path, train + checked)
+    found = {name for name, place in PANELS.items() if pixels(path, VALIDATION)[place].any()}
+    assert found == {"loss", "dice_metric", "iou_mse", "legend"}
+
+
+def test_the_first_of_the_best_validations_is_marked(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "put_picture", lambda path, figure, kind: drawn.append(figure))
+    dices = {2: 0.25, 4: 0.75, 6: float("nan"), 8: 0.75}
+    rows = [{"step": k, "split": "validation", "dice_metric": v} for k, v in dices.items()]
+    rows.append({"step": 8, "split": "train", "dice_metric": 0.875})
+    plots.learning_curve(tmp_path / "curve.png", rows)
+    stars = [line for line in drawn[0].axes[1].lines if line.get_marker() == "*"]
+    assert [(*line.get_xdata(), *line.get_ydata()) for line in stars] == [(4, 0.75)]
+    told = [text.get_text() for text in drawn[0].axes[5].get_legend().get_texts()]
+    assert told == ["validation", "train", "best validation: 0.750 after step 4"]
 
 
 def test_a_run_without_a_row_has_no_curve(tmp_path):

@@ -37,7 +37,7 @@ from tests.fronts import (
 
 def test_a_run_leaves_its_files(run):
     present = {path.name for path in run.iterdir()}
-    assert present == {
+    assert present >= {
         "config.json",
         "environment.json",
         "splits.json",
@@ -46,11 +46,17 @@ def test_a_run_leaves_its_files(run):
         "base",
         "steps",
         "metrics.jsonl",
-        "learning_curve.png",
+        "curves.png",
+        "pictures",
+        "tensorboard",
+        "best.json",
     }
-    assert sorted(path.name for path in (run / "steps").iterdir()) == ["00000002", "00000004"]
-    with Image.open(run / "learning_curve.png") as picture:
-        assert picture.width == 1200
+    for folder, suffix in (("steps", ""), ("pictures", ".png")):
+        names = sorted(path.name for path in (run / folder).iterdir())
+        assert names == [f"0000000{step}{suffix}" for step in (2, 4)]
+    for picture in (run / "curves.png", run / "pictures" / "00000004.png"):
+        with Image.open(picture) as file:
+            assert file.width == 1200
     assert json.loads((run / "environment.json").read_text())["jax"] == jax.__version__
 
 
@@ -68,6 +74,13 @@ def test_the_log_has_a_row_per_step_and_per_validation(run):
         assert row["loss"] == pytest.approx(loss, rel=1e-5)
         assert 0 < row["loss"] < 50
         assert 0 <= row["dice_metric"] <= 1
+        # The decoder is all that is trained.
+        assert row.get("gradient_norm/mask_decoder") == row.get("gradient_norm")
+    rates = [row["lr"] for row in rows(run) if row["split"] == "train"]
+    # Half a cosine to a hundredth, without a warm-up in so short a training.
+    cosine = [0.01 + 0.99 * (1 + np.cos(np.pi * step / 4)) / 2 for step in range(4)]
+    np.testing.assert_allclose(rates, 1e-3 * np.array(cosine), rtol=1e-4)
+    for row in rows(run):
         assert "prompt_is_target" not in row
 
 
@@ -104,20 +117,47 @@ def test_the_frozen_leaves_are_written_once_and_the_steps_hold_the_rest(run):
 # Stopped and started again.
 
 
-def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(compiled, data, run, tmp_path):
-    out = tmp_path / "killed"
-    process = start(compiled, *flags(data, out, save_every=1))
+def reached(process, out, step):
+    """Waits until the run's log has the step, or the process ended."""
     log = out / "metrics.jsonl"
-    while process.poll() is None and not (log.is_file() and '"step": 3' in log.read_text()):
+    while process.poll() is None and not (log.is_file() and f'"step": {step}' in log.read_text()):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert finish(process).code == -signal.SIGKILL
+
+
+def told(run):
+    """What the log says, but for how long it took."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(run)]
+
+
+def test_a_run_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(
+    compiled, data, run, tmp_path
+):
+    """Other pictures are drawn on the way, too."""
+    out = tmp_path / "stopped"
+    process = start(compiled, *flags(data, out, pictures_every=1))
+    reached(process, out, 1)
+    process.send_signal(signal.SIGTERM)
+    ended = finish(process)
+    assert ended.code == 0, ended.err
     newest = checkpoints.steps(out)[-1]
-    assert 2 <= newest < STEPS
-    ended = finish(start(compiled, *flags(data, out, save_every=1)))
+    assert 1 <= newest < STEPS
+    assert rows(out)[-1]["step"] == newest
+    assert f"step {newest} is saved; go on with `python train.py --resume {out}`" in ended.out
+    assert "done. Score it" not in ended.out
+
+    process = start(compiled, *flags(data, out, pictures_every=0))
+    reached(process, out, 3)
+    process.send_signal(signal.SIGKILL)
+    killed = finish(process)
+    assert killed.code == -signal.SIGKILL
+    assert f"resuming after step {newest}" in killed.out
+
+    newest = checkpoints.steps(out)[-1]
+    assert 1 <= newest < STEPS
+    ended = finish(start(compiled, *flags(data, out)))
     assert ended.code == 0, ended.err
     assert f"resuming after step {newest}" in ended.out
-    assert [row["step"] for row in rows(out) if row["split"] == "train"] == [1, 2, 3, 4]
+    assert told(out) == told(run)
     assert_same_weights(out, run)
 
 
@@ -173,11 +213,11 @@ def test_the_next_batch_is_read_before_the_step_is_waited_for(damaged):
 def test_a_damaged_checkpoint_does_not_outlive_sound_ones(copied, data, monkeypatch):
     """Counted among the newest, it would make room by the removal of those that verify."""
 
-    def stop(*args):
+    def stop(*args, **options):
         raise ValueError("the first step after the start")
 
     flip_a_bit(copied / "steps" / "00000004")
-    monkeypatch.setattr(train_front.loop, "make_step", stop)
+    monkeypatch.setattr(train_front.loop.recipe, "step_of", stop)
     assert_refused(front("train.py", *flags(data, copied)), "the first step after the start")
     assert checkpoints.steps(copied) == [2]
 
@@ -196,6 +236,73 @@ def test_a_finished_run_says_so(copied, data):
     for leaf, again in zip(before, held(copied, STEPS), strict=True):
         np.testing.assert_array_equal(leaf, again)
     assert rows(copied)[-1]["step"] == STEPS
+
+
+def test_a_validation_that_a_signal_put_off_is_made_up_for(copied, data):
+    """Early stopping and the best step depend on it."""
+    before = told(copied)
+    kept = [line for line in (copied / "metrics.jsonl").read_text().splitlines()][:-1]
+    (copied / "metrics.jsonl").write_text("\n".join(kept) + "\n")
+    ended = front("train.py", *flags(data, copied))
+    assert ended.code == 0, ended.err
+    assert told(copied) == before
+
+
+def test_a_run_that_stopped_early_does_not_go_on(compiled, data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(train_front.loop.stopping, "stopped_early", stops_at_two)
+    early = flags(data, out, patience=1)
+    ended = front("train.py", *early)
+    assert ended.code == 0, ended.err
+    assert "stopped early at step 2: in 1 validations no Dice was above" in ended.out
+    assert checkpoints.steps(out) == [2]
+    again = front("train.py", *early)
+    assert again.code == 0, again.err
+    assert "stopped early at step 2" in again.out
+    assert checkpoints.steps(out) == [2]
+
+
+def stops_at_two(rows, *, patience):
+    """Whatever the Dice is, as two validations are too few to be sure of it."""
+    assert patience == 1
+    return next((row["step"] for row in rows if row["split"] == "validation"), None)
+
+
+def test_what_is_not_finite_is_named_with_its_images_and_not_saved(
+    compiled, copied, data, monkeypatch
+):
+    shutil.rmtree(copied / "steps" / "00000004")
+    before, begin, shown = held(copied, 2), train_front.loop.runs.begin, []
+    batches = train_front.pipeline.train_batches
+
+    def spoiled(*args, **options):
+        state, *rest = begin(*args, **options)
+        weights = jax.tree.map(lambda x: x * np.inf, state.trainable)
+        return state._replace(trainable=weights), *rest
+
+    def noting(*args, **options):
+        for batch in batches(*args, **options):
+            shown.append(batch.index)
+            yield batch
+
+    monkeypatch.setattr(train_front.loop.runs, "begin", spoiled)
+    monkeypatch.setattr(train_front.pipeline, "train_batches", noting)
+    ended = front("train.py", *flags(data, copied, save_every=2))
+    train = json.loads((copied / "images.json").read_text())["train"]
+    names = ", ".join(train[row] for row in shown[0])
+    assert_refused(
+        ended, str(copied), "the loss is nan", "gradient norm", f"at step 3, on {names}."
+    )
+    assert checkpoints.steps(copied) == [2]
+    for leaf, again in zip(before, held(copied, 2), strict=True):
+        np.testing.assert_array_equal(leaf, again)
+
+
+def test_patience_needs_images_to_validate_on(data, tmp_path, monkeypatch):
+    make = train_front.make_feed
+    monkeypatch.setattr(train_front, "make_feed", lambda *args: make(*args)._replace(validated=0))
+    ended = front("train.py", *flags(data, tmp_path / "run", patience=2))
+    assert_refused(ended, "--patience 2", "no image of the validation part")
 
 
 def test_other_settings_are_refused_by_name_and_forced_only_aside(copied, data, monkeypatch):
@@ -246,7 +353,7 @@ def test_training_is_augmented_and_validation_is_not(compiled, data, tmp_path, m
         if len(chains) == 2:
             raise ValueError("both functions are asked for")
 
-    monkeypatch.setattr(train_front.loop, "make_terms", noting)
+    monkeypatch.setattr(train_front.loop.recipe, "make_terms", noting)
     ended = front("train.py", *flags(data, tmp_path / "run", augment="flip:1>noise:3"))
     assert_refused(ended, "both functions are asked for")
     assert "augmented, in training alone: flip:p=1.0>noise:sigma=3.0" in ended.out

@@ -275,7 +275,7 @@ def learning_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         if key == "dice_metric" and scored:
             best = max(scored, key=lambda row: row[key])
             star = {"marker": "*", "markersize": 16, "markeredgecolor": "black", "linestyle": ""}
-            (mark,) = axes.plot(best["step"], best[key], color=COLORS[2], zorder=3, **star)
+            (mark,) = axes.plot(best["step"], best[key], color=COLORS[2], zorder=1, **star)
             handles[f"best validation: {best[key]:.3f} after step {best['step']}"] = mark
         if not held:
             axes.text(0.5, 0.5, "none in this run", ha="center", transform=axes.transAxes)
