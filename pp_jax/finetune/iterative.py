@@ -106,7 +106,7 @@ def make_rounds(
         output = decode(tree.combine(learned, task.frozen), embedding, prompts)
         allowed = jnp.where(number == 0, jnp.array(_FIRST), jnp.array(_LATER))
         terms = score(output, task.wanted, allowed=allowed)
-        return terms.loss, (terms, most_trusted(output, allowed))
+        return terms.loss / rounds, (terms, most_trusted(output, allowed))
 
     def forward(learned: Params, embedding: Array, task: Task) -> tuple[Terms, Any]:
         def play(carry: tuple[Asked, Any], drawn: tuple[Array, Array]) -> tuple[Any, Terms]:
@@ -123,7 +123,7 @@ def make_rounds(
         (_, total), terms = jax.lax.scan(play, (begin(task), zeros), (jnp.arange(rounds), uniforms))
         means = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
         means = means._replace(hard_dice=terms.hard_dice[-1], count=terms.count[-1])
-        return means, jax.tree.map(lambda x: x / rounds, total)
+        return means, total
 
     def backward(slopes: Any, cotangent: Terms) -> tuple[Any, Any, None]:
         learned, embedding = jax.tree.map(lambda x: x * cotangent.loss, slopes)
