@@ -70,7 +70,9 @@ def make_embedder(settings: TrainConfig, variables: Mapping[str, Any], *, mesh: 
         images: UInt8[np.ndarray, "B S S 3"], sizes: Int[np.ndarray, "B 2"]
     ) -> Float[np.ndarray, "B h w D"]:
         embedding = encode(variables, *sharding.place_batch((images, sizes), mesh))
-        own = sorted(embedding.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        # Devices along `tensor` hold the same rows.
+        own = [shard for shard in embedding.addressable_shards if shard.replica_id == 0]
+        own = sorted(own, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate([np.asarray(shard.data) for shard in own])
 
     about = {
