@@ -17,6 +17,7 @@ from data.outlines import outlines
 from data.records import Record, load
 from data.rsna import read_rsna
 from data.synthetic import generate
+from pp_jax import checkpoints
 from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate import models
 from pp_jax.evaluate import report as reporting
@@ -328,6 +329,9 @@ def test_whom_a_run_began_from_was_trained_on_is_not_tested(run, data, tmp_path)
         held = json.loads((later / file).read_text())
         everyone = sorted(name for part in parts for name in held[part])
         (later / file).write_text(json.dumps({**held, "test": everyone}))
+    facts = json.loads((later / "environment.json").read_text())
+    facts["splits_sha256"] = checkpoints.sha256(later / "splits.json")
+    (later / "environment.json").write_text(json.dumps(facts))
     with pytest.warns(UserWarning, match=f"left out: {run} was trained"):
         everything, served = opened_records(later, data_dir=data)
     assert {r.patient for r in everything if r.id in served} == patients_tested(run)

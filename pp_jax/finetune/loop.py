@@ -237,6 +237,7 @@ def _settle(judge: _Judge, state: State, number: int, *, plan: _Plan, saved: boo
         if row is not None:
             runs.note_best(judge.run, step=number, value=row["dice_metric"])
         judge.told.curve()
+        runs.write_card(judge.run, judge.settings)
     if plan.is_drawn(number):
         path = judge.run / runs.PICTURES / f"{number:08d}.png"
         answers = [jax.device_get(judge.answer(state, *batch)) for batch in judge.pictured]

@@ -65,11 +65,12 @@ def open_run(
             _move_aside(run)
         earlier = runs.read_json(run / runs.ENVIRONMENT) if started and fits else {}
         if not earlier:
+            atlas = fit_atlas(outlines)
             run.mkdir(parents=True, exist_ok=True)
             checkpoints.write_json(run / runs.SPLIT, split)
             checkpoints.write_json(run / runs.IMAGES, images)
             (run / runs.BEST).unlink(missing_ok=True)
-            _write_atlas(run, fit_atlas(outlines))
+            _write_atlas(run, atlas)
         facts = {
             **_environment(earlier),
             "splits_sha256": checkpoints.sha256(run / runs.SPLIT),
