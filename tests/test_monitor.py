@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import socket
 import struct
+import subprocess
 import sys
 import types
 
@@ -191,6 +193,42 @@ def test_an_error_after_a_signal_is_told():
 
     with pytest.raises(FloatingPointError, match="told"):
         train()
+
+
+SIGNALLED = """
+import os, signal, sys, threading, time
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from pp_jax.finetune import stopping
+if sys.argv[2] == "1":
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+with stopping.on_signal() as asked:
+    for step in range(1, 1000):
+        time.sleep(0.01)
+        if asked(step):
+            print(step)
+            break
+"""
+
+
+def test_two_processes_stop_after_the_same_step_whichever_was_asked():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", SIGNALLED, address, str(process)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    (one, _), (other, said) = (process.communicate(timeout=120) for process in both)
+    assert int(one) == int(other)
+    assert both[0].returncode == 0
+    assert "KeyboardInterrupt" in said
 
 
 # Pictures.

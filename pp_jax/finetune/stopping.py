@@ -39,7 +39,7 @@ def on_signal() -> Iterator[Asked]:
     The first SIGTERM or SIGINT is only noted, and a second ends the process at once. Who was asked
     to stop saves and leaves the context, which then ends the program: by exit code 0 after SIGTERM,
     as the one who sent it expects, or by KeyboardInterrupt after SIGINT. Of several processes all
-    stop after the same step, whichever of them was asked.
+    stop after the same step, whichever of them was asked, and a second SIGTERM changes nothing.
     """
     seen: list[int] = []
     several = jax.process_count() > 1
