@@ -78,7 +78,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     for ours, theirs in zip(
         jax.tree.leaves(held.variables), jax.tree.leaves(wanted.variables), strict=True
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+        # A tenth of a step: Adam makes steps of rounding errors where the gradient is zero.
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize(
