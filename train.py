@@ -14,7 +14,7 @@ import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
 from pp_jax import cli, prompts, sharding
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune import loop, losses, optimize, pictures, recipe, runs, start, trainable
+from pp_jax.finetune import loop, losses, optimize, pictures, plan, recipe, runs, start, trainable
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
@@ -42,6 +42,7 @@ CHECKED = SPECS | {
     "augment": (augment.parse, augment.HELP),
     "lr_scale": (optimize.parse_lr_scale, optimize.LR_SCALE_HELP),
     "mesh": (sharding.parse_mesh, sharding.MESH_HELP),
+    "plan": (plan.parse, plan.HELP),
     "data": (sources.check_names, sources.HELP),
     "train_on": (splits.parse_train_on, splits.HELP),
 }
@@ -65,6 +66,8 @@ def main() -> None:
         )
         settings = pp_jax.config.resolve(start.resumed(asked, held) if held else asked)
         cli.require_clone()
+        if settings.plan:  # Before anything starts jax, which then has the devices it has.
+            raise SystemExit(plan.tell(settings))
         if settings.distributed:
             cli.join_processes()
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
