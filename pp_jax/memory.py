@@ -1,6 +1,10 @@
-"""The memory that a CPU computes in."""
+"""The memory that a run computes in."""
 
 import ctypes
+import re
+from pathlib import Path
+
+import jax
 
 # <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
 _TRIM, _MAP = -1, -3
@@ -25,3 +29,14 @@ def keep_freed_memory() -> bool:
     # Either option ends glibc's own adaptation, so the threshold is never left at its start.
     kept = option(_MAP, _LARGEST) or option(_MAP, _LARGEST_ONCE)
     return bool(kept and option(_TRIM, _LARGEST))
+
+
+def peak_memory() -> str:
+    """The most memory that was held so far, in words: of the process, and of the fullest device."""
+    status = Path("/proc/self/status")
+    # Not `ru_maxrss`, which a process inherits from the one that started it.
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
+    told = f"{int(found[1]) / 2**20:.1f} GiB resident" if found else "unknown on this system"
+    held = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in held if "peak_bytes_in_use" in stats]
+    return f"{told}, {max(peaks) / 2**30:.1f} GiB on a device" if peaks else told

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +37,14 @@ def test_freed_blocks_are_used_again():
     once = 2**26 // 4096
     assert faults("as it is") >= 8 * once
     assert faults("keep") <= 1.1 * once
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_the_peak_counts_memory_that_was_held_and_given_back():
+    code = (
+        "from pp_jax.memory import peak_memory\nimport numpy as np\n"
+        "np.ones(2**28)\nprint(peak_memory())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    gib = float(done.stdout.split()[0])
+    assert 2.0 < gib < 3.0  # 2 GiB of ones, and jax.

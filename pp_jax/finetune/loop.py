@@ -19,6 +19,7 @@ from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune import monitor, pictures, recipe, runs, stopping
 from pp_jax.finetune.embeddings import Embedder, make_embedder
 from pp_jax.finetune.step import State, averages
+from pp_jax.memory import peak_memory
 from pp_jax.preprocess import augment
 from pp_jax.preprocess.stage import describe
 from pp_jax.prompts import Purpose
@@ -147,6 +148,7 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
             if plan.is_due(number) and (early := _ended(log.rows, settings, start=0, total=total)):
                 told.say(f"{run}: {early}")
                 break
+        told.say(f"peak memory: {peak_memory()}")
     return log.rows
 
 
