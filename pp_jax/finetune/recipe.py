@@ -26,6 +26,7 @@ from pp_jax.preprocess.stage import initial_fusion, make_stage
 from pp_jax.prompts import Purpose
 from pp_jax.sam import VARIANTS, Sam, sized
 from pp_jax.sam.model import init
+from pp_jax.sharding import by_rows
 
 _PAPER_WARMUP = 250
 
@@ -42,6 +43,7 @@ def model_of(settings: TrainConfig, *, mesh: Mesh | None = None) -> Sam:
         attention=attention,
         lora=lora_of(settings),
         scan_blocks=settings.scan_blocks,
+        rows=None if mesh is None else by_rows(mesh),
     )
 
 

@@ -148,6 +148,7 @@ class ImageEncoder(nn.Module):
     attention: str = "auto"  # A row of ATTENTIONS.
     lora: Lora | None = None  # Pairs of every block.
     scan_blocks: bool = False  # Compile equal blocks once, as a loop.
+    rows: jax.sharding.Sharding | None = None  # Where each image's features stay in that loop.
 
     @nn.compact
     def __call__(self, image: Float[Array, "B S S C"]) -> Float[Array, "B h w D"]:
@@ -203,7 +204,13 @@ class ImageEncoder(nn.Module):
         apply = self._block(Block, window, parent=None).apply
         if self.remat:
             apply = jax.checkpoint(apply, prevent_cse=False)  # In a loop nothing is merged.
-        return lambda x, variables: (apply(variables, x), None)
+
+        def step(x: Array, variables: Any) -> tuple[Array, None]:
+            # Unasked, the compiler moves features in a loop, not the parts of the parameters.
+            x = x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
+            return apply(variables, x), None
+
+        return step
 
     def _block(self, kind: type[Block], window: int, **where: Any) -> Block:
         c = self.config

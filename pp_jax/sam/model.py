@@ -48,6 +48,7 @@ class Sam(nn.Module):
     attention: str = "auto"  # A row of ATTENTIONS, for the image encoder.
     lora: Lora | None = None  # Pairs of the image encoder, in a collection `lora` of their own.
     scan_blocks: bool = False  # Compile equal blocks of the image encoder once, as a loop.
+    rows: jax.sharding.Sharding | None = None  # Where each image's features stay in that loop.
 
     def setup(self) -> None:
         """The three parts, under the official names."""
@@ -58,6 +59,7 @@ class Sam(nn.Module):
             attention=self.attention,
             lora=self.lora,
             scan_blocks=self.scan_blocks,
+            rows=self.rows,
         )
         self.prompt_encoder = PromptEncoder(self.config)
         self.mask_decoder = MaskDecoder(self.config)
