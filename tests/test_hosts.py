@@ -5,6 +5,7 @@ That nothing is told of other processes is a mistake in one line: quick.
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -82,12 +83,32 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+NAMES = "set JAX_COORDINATOR_ADDRESS .*JAX_NUM_PROCESSES .*JAX_PROCESS_ID"
+
+
 @pytest.mark.parametrize(
-    "told", [{}, {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"}, {"JAX_NUM_PROCESSES": "two"}]
+    "told",
+    [
+        {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1"},
+        {
+            "JAX_COORDINATOR_ADDRESS": "127.0.0.1:1",
+            "JAX_NUM_PROCESSES": "two",
+            "JAX_PROCESS_ID": "0",
+        },
+    ],
 )
-def test_processes_that_nothing_tells_of_are_one_clear_error(monkeypatch, told):
+def test_half_of_what_tells_of_other_processes_is_one_clear_error(monkeypatch, told):
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    names = "JAX_COORDINATOR_ADDRESS .*JAX_NUM_PROCESSES .*JAX_PROCESS_ID"
-    with pytest.raises(ValueError, match=f"--distributed: no other processes .* set {names}"):
+    with pytest.raises(ValueError, match=f"--distributed: .*127.0.0.1:1.*{NAMES}"):
         cli.join_processes()
+
+
+def test_without_a_cluster_distributed_is_one_clear_error():
+    """In a process that has not used a device yet, as jax asks."""
+    script = "from pp_jax import cli\nwith cli.one_line_errors():\n    cli.join_processes()"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: --distributed: no other processes .*{NAMES}.*\n", done.stderr)
