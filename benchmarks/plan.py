@@ -1,7 +1,7 @@
 """What fine-tuning takes on slices of TPUs: `python -m benchmarks.plan` makes the README's table.
 
 Needs the extra `tpu-plan` and no TPU: each step is compiled by `pp_jax.finetune.plan`, each in a
-process of its own, one at a time. What is done stands in a JSON file and is not done again.
+process of its own, one at a time. What is done stands in a JSON file and is not done again, unless it failed.
 
 All chips are on `fsdp`: a chip of v5e holds 16 GiB, of which a copy of all parameters of `vit_h`
 with the moments of AdamW would take 7.2, and its gradients 2.4 more. Per-block checkpointing,
@@ -60,7 +60,8 @@ def main() -> None:
         for policy in POLICIES:
             cell = f"{topology}/{policy}"
             asked = not settings.only or cell in settings.only or topology in settings.only
-            if settings.table or not asked or name_of(settings, cell) in done:
+            kept = done.get(name_of(settings, cell), {"failed": ""})
+            if settings.table or not asked or "failed" not in kept:
                 continue
             print(f"{cell}: compiling ...", file=sys.stderr, flush=True)
             done[name_of(settings, cell)] = run_cell(settings, topology, policy)
