@@ -1,7 +1,8 @@
 """What fine-tuning takes on slices of TPUs: `python -m benchmarks.plan` makes the README's table.
 
 Needs the extra `tpu-plan` and no TPU: each step is compiled by `pp_jax.finetune.plan`, each in a
-process of its own, one at a time. What is done stands in a JSON file and is not done again, unless it failed.
+process of its own, one at a time. What is done stands in a JSON file and is not done again, unless
+it failed.
 
 All chips are on `fsdp`: a chip of v5e holds 16 GiB, of which a copy of all parameters of `vit_h`
 with the moments of AdamW would take 7.2, and its gradients 2.4 more. Per-block checkpointing,
