@@ -1,5 +1,6 @@
 """`python eval.py`: score models beside guesses that see no pixel, and report. See `--help`."""
 
+import dataclasses
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,10 @@ from pp_jax.evaluate.protocols import HELP, Protocol, parse_protocols, read_prom
 from pp_jax.evaluate.score import score
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import compared, runs
-from pp_jax.finetune.compared import Entry, Member
+from pp_jax.finetune.compared import Entry
+from pp_jax.finetune.members import Member, image_size, together
+from pp_jax.look import SAFE
+from pp_jax.predict import ensemble
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import SPECS, describe
 from pp_jax.sam import sized
@@ -56,6 +60,7 @@ def main() -> None:
         entries, missing = compared.line_up(told, asked, twins="blind" in lines)
         settings = resolve(asked, told, entries[0].members[0])
         protocols = parse_protocols(settings.prompt)
+        protocols = compared.answerable(entries, protocols, prompt=settings.prompt)
         require_boxes(entries, protocols)
         stored = read_prompts(Path(settings.prompts)) if settings.prompts else {}
         everything, served = open_records(settings, entries)
@@ -90,7 +95,7 @@ def main() -> None:
 
 
 def name_methods(asked: EvalConfig) -> tuple[list[Told], list[str]]:
-    """The models to compare, one checkpoint if none is named, and the lines beside them.
+    """The models to compare, one if none is named, and the lines beside them.
 
     Raises:
       ValueError: `--checkpoint` beside models of `--methods`.
@@ -98,35 +103,52 @@ def name_methods(asked: EvalConfig) -> tuple[list[Told], list[str]]:
     models, lines = parse_methods(asked.methods)
     if asked.checkpoint and models:
         raise ValueError(
-            f"--checkpoint {asked.checkpoint} beside models of --methods: name all of them there"
+            f"--checkpoint {' '.join(asked.checkpoint)} beside models of --methods: name all of "
+            "them there"
         )
     if not models:
-        folder = (asked.checkpoint or config.resolve(config.TrainConfig()).out).rstrip("/")
-        models = [Told(Path(folder).name, (folder,), {}, ())]
+        # The shell finds folds.json as well where `runs/X/fold*` names the folds.
+        named = [path for path in asked.checkpoint if Path(path).name != runs.FOLDS]
+        paths = named or asked.checkpoint or [config.resolve(config.TrainConfig()).out]
+        folders = tuple(path.rstrip("/") for path in paths)
+        several = len(folders) > 1
+        name = ensemble.label(folders) if several else Path(folders[0]).name
+        models = [Told(name, folders, {}, (), averaged=several)]
     return models, lines
 
 
 def resolve(asked: EvalConfig, told: Sequence[Told], first: Member) -> EvalConfig:
     """What is asked, with the defaults that follow from the first model."""
-    folder = Path(told[0].folders[0])
-    # A step is a checkpoint itself: a file more in its folder and it does not verify.
-    of_step = runs.home(folder) != folder
     return resolve_eval(
-        asked,
+        dataclasses.replace(asked, checkpoint=told[0].folders),
         folder=told[0].folders[0],
         run=first.run,
         trained=first.trained,
         shown=first.look,
         several=compared.joint_name(told),
-        report_in=f"{runs.home(folder)}/step{int(folder.name)}-" if of_step else "",
+        report_in=report_in(told[0]),
     )
+
+
+def report_in(told: Told) -> str:
+    """What stands before the report's name, where it does not follow from the folder."""
+    homes = [runs.home(Path(folder)) for folder in told.folders]
+    if told.averaged:
+        # Beside the members, in none of them.
+        above = homes[0].parent if len({home.parent for home in homes}) == 1 else Path("runs")
+        names = ",".join(ensemble.short_names(told.folders)).replace("/", "_")
+        return f"{above}/ensemble-{names.translate(SAFE)}-"
+    folder = Path(told.folders[0])
+    # A step is a checkpoint itself: a file more in its folder and it does not verify.
+    return f"{homes[0]}/step{int(folder.name)}-" if homes[0] != folder else ""
 
 
 def open_records(
     settings: EvalConfig, entries: Sequence[Entry]
 ) -> tuple[list[records.Record], Served]:
     """All records of the data sets, and the images that each run, or weights, may be scored on."""
-    folders = [member.folder for entry in entries for member in entry.members]
+    members = itertools.chain(*(entry.members for entry in entries))
+    folders = [one.folder for member in members for one in together(member)]
     fitted = {folder: fitted_on(folder) for folder in folders}
     asked = sources.name_sets(settings.data, settings.data_dir)
     sets = held_out.find_sets(asked, [run.sets for own in fitted.values() for run in own])
@@ -215,8 +237,9 @@ def make_methods(
     load = compared.make_load(wanted)
     for entry in entries:
         for member in entry.members:
-            side = sized(member.variant, compared.image_size(member, wanted)).image_size
-            told.append(f"{entry.name}: {describe(member.look, side=side)}")
+            side = sized(member.variant, image_size(member, wanted.settings)).image_size
+            for one in together(member):
+                told.append(f"{entry.name}: {describe(one.look, side=side)}")
             own = served[member.folder]
             make = partial(
                 compared.make_method,

@@ -14,9 +14,11 @@ from pp_jax.look import SAFE, Look, name_of
 class EvalConfig:
     """Score runs or converted weights beside guesses that see no pixel, and write a report."""
 
-    checkpoint: str = ""
+    checkpoint: tuple[str, ...] = ()
     """A run of train.py (its best step by validation), one of its steps (`RUN/steps/00000120`), the
-    folder of its folds, or a converted checkpoint; default: the run of `python train.py`."""
+    folder of its folds, or a converted checkpoint; default: the run of `python train.py`. Several,
+    such as `runs/X/fold*`, are one model whose logits are their mean: name those that were
+    fine-tuned from the same weights. All of them lie on the device at once."""
     methods: tuple[str, ...] = ()
     """Instead of one checkpoint, all that is compared: `FOLDER`, or `NAME=FOLDER`, or
     `NAME=FOLDER+FOLDER` for a run of several seeds; in the same quotes what it is shown and how its
@@ -31,7 +33,8 @@ class EvalConfig:
     known and the filled box elsewhere; or made of the box everywhere, and then no true outline."""
     out: str = ""
     """Folder of the report; default: RUN/eval-DATA-PROMPT-PART, or WEIGHTS-eval-..., or of several
-    models runs/NAME,NAME-eval-...; a filter other than the run's is in the name."""
+    models runs/NAME,NAME-eval-..., or of several checkpoints ensemble-NAME,NAME-eval-... beside
+    them; a filter other than the run's is in the name."""
     prompt: str = ""
     """How findings are marked, several with commas, or `all`; default: as in the run's training."""
     prompts: str = ""
@@ -131,7 +134,7 @@ def resolve_eval(
     default = f"runs/{several.translate(SAFE)}-{report}" if several else f"{beside}{report}"
     return dataclasses.replace(
         settings,
-        checkpoint="" if settings.methods else folder,
+        checkpoint=() if settings.methods else settings.checkpoint or (folder,),
         data=data,
         data_dir=settings.data_dir or _folders_of_run(data, told),
         prompt=prompt,

@@ -13,7 +13,8 @@ from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate.methods import METHODS, Source, Told, parse_methods
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import compared
-from pp_jax.finetune.compared import Entry, Member
+from pp_jax.finetune.compared import Entry
+from pp_jax.finetune.members import Member
 from pp_jax.look import Look
 from pp_jax.predict.masks import decode_rle, encode_rle
 from pp_jax.preprocess import roi
@@ -116,7 +117,7 @@ def test_a_folder_that_is_no_model_is_named_with_the_choices(tmp_path):
         told = str(caught.value)
         assert told.startswith(f"--methods {tmp_path / name}: {why}")
         assert all(part in told for part in ("train.py", "`python -m convert`", BESIDE))
-    settings = EvalConfig(checkpoint="nowhere")
+    settings = EvalConfig(checkpoint=("nowhere",))
     with pytest.raises(CheckpointError, match="--checkpoint nowhere: no such folder; give a run"):
         compared.line_up([Told("nowhere", ("nowhere",), {}, ())], settings, twins=True)
     (tmp_path / "empty" / "MANIFEST.json").write_text('{"files": {}, "kind": "base"}')

@@ -31,7 +31,8 @@ def resolved(
 
 def test_an_evaluation_follows_its_run() -> None:
     got = resolved()
-    assert (got.checkpoint, got.data, got.data_dir, got.prompt) == ("runs/a", "rsna", "r", "point")
+    assert (got.checkpoint, got.data, got.data_dir) == (("runs/a",), "rsna", "r")
+    assert got.prompt == "point"
     assert got.out == "runs/a/eval-rsna-point-test"
     assert got.image_size is None
 

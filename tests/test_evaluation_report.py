@@ -290,7 +290,7 @@ def test_the_command_of_the_winner_is_understood(spec):
         args=words,
     )
     predict.check(asked)
-    assert (asked.images, asked.checkpoint) == ((Path("IMAGES"),), Path(f"runs/{FIRST}"))
+    assert (asked.images, asked.checkpoint) == ((Path("IMAGES"),), (Path(f"runs/{FIRST}"),))
     assert (asked.filter, asked.fusion, asked.roi, asked.blend) == ("clahe", "blend", "none", 0.25)
     assert (asked.image_size, asked.refine) == (512, tuple(refine))
     name = spec.partition(":")[0]

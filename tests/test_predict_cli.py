@@ -266,8 +266,8 @@ def test_saved_embeddings_of_stretched_images_give_the_same_masks(tmp_path, pred
     stretched = predictor.sam._replace(look=Look(preprocess="medsam"))
     asks = {"a": marks.same_everywhere(marks.boxes([10, 20, 100, 90]), None, None)}
     counts, kept = Counter(), embedding_path(tmp_path, stretched, weights="w")
-    options = {"multimask": True, "steps": (), "kept": kept, "counts": counts}
-    segment = make_prompted(stretched, asks, **options)
+    options = {"multimask": True, "steps": (), "kept": [kept], "counts": counts}
+    segment = make_prompted([stretched], asks, **options)
     (computed,), (reused,) = segment("a", image_of("a.png")), segment("a", image_of("a.png"))
     assert counts == {"computed": 1, "reused": 1}
     np.testing.assert_array_equal(reused.mask, computed.mask)

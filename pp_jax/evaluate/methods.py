@@ -62,6 +62,7 @@ class Told(NamedTuple):
     folders: tuple[str, ...]
     look: Mapping[str, str]  # Fields of `Look`.
     refine: tuple[str, ...]
+    averaged: bool = False  # The folders are one model, whose logits are their mean; else seeds.
 
 
 class Line(NamedTuple):

@@ -254,13 +254,18 @@ def winner_section(evidence: Evidence) -> Section:
 
 def _command(model: Mapping[str, Any], protocol: str, settings: Mapping[str, Any]) -> list[str]:
     """The words that ask a model as it was asked, and show it what it was shown."""
-    look = model["look"]
-    words = ["python", "-m", "pp_jax.predict", "IMAGES", "--checkpoint", model["folder"]]
+    members = model.get("members") or [model]  # Of an ensemble.
+    words = ["python", "-m", "pp_jax.predict", "IMAGES", "--checkpoint"]
+    words += [member["folder"] for member in members]
     words += ["--out", "DIR", *_asking(protocol, settings)]
-    # A default would be that of the training, which an evaluation may have overridden.
-    words += ["--filter", look["filter"], "--fusion", look["fusion"], "--roi", look["roi"]]
-    if look["fusion"] in ("blend", "add-edges"):
-        words += ["--blend", f"{look['blend']:g}"]
+    # A default would be that of the training, which an evaluation may have overridden for all.
+    looks = [member["look"] for member in members]
+    for name in ("filter", "fusion", "roi"):
+        if len({look[name] for look in looks}) == 1:
+            words += [f"--{name}", looks[0][name]]
+    weighted = any(look["fusion"] in ("blend", "add-edges") for look in looks)
+    if weighted and len({look["blend"] for look in looks}) == 1:
+        words += ["--blend", f"{looks[0]['blend']:g}"]
     if settings["image_size"]:
         words += ["--image-size", str(settings["image_size"])]
     if model["trained_on"] is None and protocol.partition(":")[0] in _SEVERAL:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,135 +14,28 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 
-from pp_jax import checkpoints, config
-from pp_jax.checkpoints import CheckpointError
+from pp_jax import config
 from pp_jax.config import TrainConfig
 from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate import automatic
 from pp_jax.evaluate.consistency import FILTERS_COMPARED
 from pp_jax.evaluate.methods import METHODS, Method, Run, Source, Told
-from pp_jax.evaluate.models import Asked, Image, answers
+from pp_jax.evaluate.models import AUTOMATIC, Asked, Image, answers
+from pp_jax.evaluate.protocols import Protocol
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import runs
-from pp_jax.look import Look, override
+from pp_jax.finetune.members import Member, expand, image_size, peek, together
+from pp_jax.look import Look
+from pp_jax.predict import ensemble
 from pp_jax.predict.asking import Asker, make_asker
 from pp_jax.predict.automatic import generate
 from pp_jax.predict.masks import decode_rle, encode_rle
 from pp_jax.preprocess import roi
-from pp_jax.preprocess.stage import PREPARATIONS, initial_fusion, make_shown, make_stage
-from pp_jax.sam import VARIANTS, Sam, sized
+from pp_jax.preprocess.stage import PREPARATIONS, make_stage
+from pp_jax.sam import Sam, sized
 
 BLIND, SWAPPED = "blind twin", "another patient's image"
 BLANK = "blank"  # The filter that shows nothing.
-
-
-class Member(NamedTuple):
-    """One run, or converted weights, that answers for a method or for a part of it."""
-
-    label: str
-    seed: str  # Which of several runs of one method; nothing of one alone, and of folds.
-    folder: Path
-    fold: bool  # One of several that share out the patients.
-    variant: str
-    run: TrainConfig | None  # None: converted weights.
-    step: int  # Of the run; 0 of converted weights.
-    weights: str  # Their hash.
-    trained: Look  # What they were trained on.
-    look: Look  # What they are shown.
-    refine: tuple[str, ...]
-
-
-def expand(told: Told, settings: EvalConfig) -> list[Member]:
-    """The runs behind a name: one for each seed, and each fold of a cross-validation.
-
-    Raises:
-      CheckpointError: A folder with neither a run nor weights.
-      ValueError: A look that does not fit, or a folder that is given twice.
-    """
-    members = []
-    for seed, path in zip(_seeds(told), told.folders, strict=True):
-        folds = runs.read_folds(Path(path))
-        for folder in folds or [Path(path)]:
-            found = _peek(folder, flag="--methods" if settings.methods else "--checkpoint")
-            look = _look(told, found.trained, settings)
-            members.append(
-                Member(told.name, seed, folder, bool(folds), *found, look=look, refine=told.refine)
-            )
-    return members
-
-
-def _seeds(told: Told) -> list[str]:
-    """A name for each of several runs of one method."""
-    if len(told.folders) == 1:
-        return [""]
-    if len({Path(path).resolve() for path in told.folders}) < len(told.folders):
-        raise ValueError(f"--methods: {told.name!r} has the same run twice among its seeds")
-    names = [Path(path).name for path in told.folders]
-    return names if len(set(names)) == len(names) else list(told.folders)
-
-
-def _look(told: Told, trained: Look, settings: EvalConfig) -> Look:
-    """What is shown: by the method's own words, else by the flags, else as in the training."""
-    look = override(
-        trained,
-        recipe=settings.recipe,
-        filter=settings.filter,
-        fusion=settings.fusion,
-        blend=settings.blend,
-        roi=settings.roi,
-    )
-    chosen: dict[str, Any] = dict(told.look)
-    if "blend" in chosen:
-        chosen["blend"] = _number(chosen["blend"], told.name)
-    look = override(look, **chosen)
-    make_shown(look)  # Filters and fusions that do not fit are refused here,
-    roi.make(look.roi)  # and regions.
-    learned = initial_fusion(look)
-    if learned and (look.filter, look.fusion) != (trained.filter, trained.fusion):
-        raise ValueError(
-            f"{told.name}: fusion {look.fusion} of the filters {look.filter} was not learned in "
-            f"its training (filter {trained.filter}, fusion {trained.fusion}); choose another"
-        )
-    return look
-
-
-def _number(text: str, name: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"--methods: blend={text} of {name!r} is no number") from None
-
-
-class _Found(NamedTuple):
-    """What a folder's weights are; they are not loaded yet."""
-
-    variant: str
-    run: TrainConfig | None
-    step: int
-    weights: str
-    trained: Look
-
-
-def _peek(folder: Path, *, flag: str) -> _Found:
-    if runs.is_run(folder):
-        run, step = runs.read_config(folder), runs.loaded_step(folder)
-        manifest = checkpoints.step_folder(runs.home(folder), step) / checkpoints.MANIFEST
-        look = config.look_of(run)
-        return _Found(run.variant, run, step, checkpoints.sha256(manifest), look)
-    if not (folder / checkpoints.MANIFEST).is_file():
-        found = "neither a run nor converted weights" if folder.is_dir() else "no such folder"
-        raise CheckpointError(
-            f"{flag} {folder}: {found}; give a run of `python train.py` (runs/...), weights that "
-            "`python -m convert` made (checkpoints/...), or under --methods one of "
-            f"{', '.join(METHODS)}"
-        )
-    held = checkpoints.read_manifest(folder)
-    variant = held.get("variant")
-    if variant not in VARIANTS or held.get("kind") != "converted":
-        raise CheckpointError(f"{folder}: neither a run nor converted weights of {list(VARIANTS)}")
-    look = Look(preprocess=held.get("preprocess", "sam"))
-    digest = checkpoints.sha256(folder / checkpoints.MANIFEST)
-    return _Found(variant, None, 0, digest, look)
 
 
 class Entry(NamedTuple):
@@ -164,8 +58,8 @@ def line_up(
     models = [Entry(one.name, "model", "", tuple(expand(one, settings))) for one in told]
     entries, missing = list(models), {}
     for entry in models if twins else ():
-        shown = [member.look.filter for member in entry.members]
-        if BLANK in shown or any(member.run is None for member in entry.members):
+        parts = list(itertools.chain(*map(together, entry.members)))
+        if any(one.run is None or one.look.filter == BLANK for one in parts):
             continue
         if (twin := _twin(entry)) is not None:
             entries.append(twin)
@@ -197,26 +91,33 @@ def _twin(entry: Entry) -> Entry | None:
     name = f"{entry.name}, {BLIND}"
     members = []
     for member in entry.members:
-        wanted = config.blind_twin(member.run)
-        folder = Path(wanted.out)
-        if not (folder / runs.CONFIG).is_file():
+        blind = [_blind(one, name) for one in together(member)]
+        if None in blind:
             return None
-        trained = dataclasses.asdict(runs.read_config(folder))
-        steps = [runs.newest_step(runs.home(path)) for path in (folder, member.folder)]
-        if config.differences(trained, wanted) or steps[0] != steps[1]:
-            return None
-        found = _peek(folder, flag="--methods blind")
-        look = dataclasses.replace(member.look, filter=BLANK, fusion="replace")
-        members.append(member._replace(label=name, folder=folder, look=look, **found._asdict()))
+        members.append(blind[0]._replace(beside=tuple(blind[1:])))
     return Entry(name, "blind", entry.name, tuple(members))
+
+
+def _blind(member: Member, name: str) -> Member | None:
+    wanted = config.blind_twin(member.run)
+    folder = Path(wanted.out)
+    if not (folder / runs.CONFIG).is_file():
+        return None
+    trained = dataclasses.asdict(runs.read_config(folder))
+    steps = [runs.newest_step(runs.home(path)) for path in (folder, member.folder)]
+    if config.differences(trained, wanted) or steps[0] != steps[1]:
+        return None
+    found = peek(folder, flag="--methods blind")
+    look = dataclasses.replace(member.look, filter=BLANK, fusion="replace")
+    return member._replace(label=name, folder=folder, look=look, **found._asdict())
 
 
 def _twin_command(entry: Entry) -> str:
     """What to type for the twins of all runs; of a cross-validation, for all folds at once."""
     commands = []
-    for member in entry.members:
-        whole = member.run
-        if member.fold:
+    for one in itertools.chain(*map(together, entry.members)):
+        whole = one.run
+        if one.fold:
             out = whole.out.removesuffix(f"/fold{whole.fold}")
             whole = dataclasses.replace(whole, fold=None, out=out)
         commands.append(config.twin_command(whole))
@@ -224,10 +125,27 @@ def _twin_command(entry: Entry) -> str:
 
 
 def joint_name(told: Sequence[Told]) -> str:
-    """A name for several models or seeds together, for a folder; nothing of one run alone."""
-    if len(told) == 1 and len(told[0].folders) == 1:
+    """A name for several models or seeds together, for a folder; nothing of one model alone."""
+    if len(told) == 1 and (told[0].averaged or len(told[0].folders) == 1):
         return ""
     return ",".join(one.name.replace("/", "_") for one in told)
+
+
+def answerable(
+    entries: Sequence[Entry], protocols: Mapping[str, Protocol], *, prompt: str
+) -> dict[str, Protocol]:
+    """The protocols that all models can be asked under; automatic masks are those of one model.
+
+    Raises:
+      ValueError: They are asked of an ensemble, and not as a part of `all`.
+    """
+    several = any(member.beside for entry in entries for member in entry.members)
+    if several and AUTOMATIC in protocols and prompt != "all":
+        raise ValueError(
+            f"--prompt {AUTOMATIC}: automatic masks are those of one model, and several are "
+            "averaged; leave it out, or name one --checkpoint"
+        )
+    return {k: v for k, v in protocols.items() if not (several and k == AUTOMATIC)}
 
 
 def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
@@ -254,13 +172,20 @@ def common_images(
 ) -> frozenset[str]:
     """The images that every model may be scored on under each of its seeds.
 
-    A warning says where they are fewer than one alone might be scored on.
+    An ensemble may be scored on those that each of its members may be. A warning says where they
+    are fewer than one alone might be scored on.
+
+    Raises:
+      ValueError: The members of an ensemble leave one another nothing.
     """
     allowed = []
     for entry in entries:
         of_seed: dict[str, frozenset[str]] = {}
         for member in entry.members:
             held = of_seed.get(member.seed, frozenset())
+            if member.beside:
+                _require_common(member, served)
+                allowed += [served[one.folder] for one in member.beside]
             of_seed[member.seed] = held | served[member.folder]
         allowed += of_seed.values()
     common, fewest = frozenset.intersection(*allowed), min(map(len, allowed))
@@ -272,6 +197,20 @@ def common_images(
             stacklevel=2,
         )
     return common
+
+
+def _require_common(member: Member, served: Mapping[Path, frozenset[str]]) -> None:
+    parts = together(member)
+    if frozenset.intersection(*(served[one.folder] for one in parts)):
+        return
+    above = runs.home(member.folder).parent
+    folds = f"each fold on its own part by --checkpoint {above} (the folder of the folds)"
+    alone = folds if runs.read_folds(above) else "each by its own --checkpoint"
+    raise ValueError(
+        f"--checkpoint of {len(parts)} that are averaged: no image is left that all of them may be "
+        "scored on, as what one keeps for the test, another was trained or validated on; score "
+        f"{alone}, or the ensemble on other data by --data and --data-dir"
+    )
 
 
 class Wanted(NamedTuple):
@@ -304,18 +243,25 @@ def make_load(wanted: Wanted) -> Load:
 
 
 def _load(wanted: Wanted, member: Member, fit: Sequence[Source], scored: Sequence[Source]) -> Ready:
-    look, loaded = member.look, runs.load(member.folder, mesh=wanted.mesh)
+    look, parts = member.look, together(member)
+    # The weights of all that are averaged are on the device at once.
+    weights = [runs.load(one.folder, mesh=wanted.mesh).variables for one in parts]
     model = Sam(
-        sized(member.variant, image_size(member, wanted)),
+        sized(member.variant, image_size(member, wanted.settings)),
         dtype=jnp.dtype(wanted.settings.dtype),
         attention=wanted.settings.attention,
     )
-    make = partial(_asker, model, loaded.variables)
+
+    def make(**changed: str) -> Asker:
+        looks = [dataclasses.replace(one.look, **changed) for one in parts]
+        askers = [_asker(model, own, look) for own, look in zip(weights, looks, strict=True)]
+        return ensemble.averaged(askers)
+
     searcher = None
     if wanted.automatic:
         points = automatic.config(wanted.settings.auto_points)
         stage = make_stage(look, side=model.config.image_size)
-        propose = partial(generate, model, loaded.variables, config=points, stage=stage)
+        propose = partial(generate, model, weights[0], config=points, stage=stage)
         region = roi.make(look.roi)
         if region.per == "image":
             propose = partial(_in_region, region, propose)
@@ -323,11 +269,9 @@ def _load(wanted: Wanted, member: Member, fit: Sequence[Source], scored: Sequenc
     # A filter in place of the one that shows nothing would show the image.
     confidence = wanted.confidence - ({"filters"} if look.filter == BLANK else set())
     filtered = [
-        make(dataclasses.replace(look, filter=name, fusion="replace"))
-        for name in FILTERS_COMPARED
-        if "filters" in confidence
+        make(filter=name, fusion="replace") for name in FILTERS_COMPARED if "filters" in confidence
     ]
-    return Ready(make(look), filtered, confidence, searcher)
+    return Ready(make(), filtered, confidence, searcher)
 
 
 def make_method(
@@ -356,7 +300,7 @@ def make_method(
             asker=ready.asker,
             filtered=ready.filtered,
             # What a training of one prompt at a time never used, the single mask, is not asked for.
-            single=member.run is None,
+            single=any(one.run is None for one in together(member)),
             refine=member.refine,
             confidence=ready.confidence,
             seed=seed,
@@ -426,11 +370,6 @@ def swap_partners(sources: Sequence[Source], *, seed: int) -> dict[tuple[str, st
     return partners
 
 
-def image_size(member: Member, wanted: Wanted) -> int | None:
-    """The longest side that the model is asked to see; None: the variant's own."""
-    return wanted.settings.image_size or (member.run.image_size if member.run else None)
-
-
 def facts(entries: Sequence[Entry], *, swapped: bool) -> list[dict[str, Any]]:
     """What a report says of the models, and what tells whether the same would be scored again."""
     told = []
@@ -445,23 +384,43 @@ def facts(entries: Sequence[Entry], *, swapped: bool) -> list[dict[str, Any]]:
 
 
 def _facts(entry: Entry, member: Member) -> dict[str, Any]:
-    run = member.run
-    return {
+    parts = together(member)
+    trained = [one.run for one in parts if one.run is not None]
+    known = trained if len(trained) == len(parts) else []
+    told = {
         "label": entry.name,
         "kind": entry.kind,
         "of": entry.of,
         "seed": member.seed,
-        "folder": str(member.folder),
+        "folder": ", ".join(str(one.folder) for one in parts),
         "fold": member.fold,
+        "step": _alike([one.step for one in parts]),
         "variant": member.variant,
-        "weights": member.weights,
-        "trained_on": run.data if run else None,
-        "trained_under": run.prompting if run else None,
-        "training_seed": run.seed if run else None,
-        "from_random": run is not None and _from_random(run),
-        "look": dataclasses.asdict(member.look),
+        "weights": ensemble.joint_digest([one.weights for one in parts]),
+        "trained_on": ",".join(dict.fromkeys(run.data for run in known)) or None,
+        "trained_under": _alike([run.prompting for run in known]),
+        "training_seed": _alike([run.seed for run in known]),
+        "from_random": any(_from_random(run) for run in trained),
+        "look": _joint_look([one.look for one in parts]),
         "refine": list(member.refine),
     }
+    if not member.beside:
+        return told
+    own = ("folder", "step", "weights", "look")
+    members = [_facts(entry, one) for one in parts]
+    return told | {"members": [{name: one[name] for name in own} for one in members]}
+
+
+def _alike(values: Sequence[Any]) -> Any:
+    """The one value, if all are the same."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _joint_look(looks: Sequence[Look]) -> dict[str, Any]:
+    """What all are shown; where that is not one thing, all of it in words."""
+    told = [dataclasses.asdict(look) for look in looks]
+    each = {name: list(dict.fromkeys(one[name] for one in told)) for name in told[0]}
+    return {k: own[0] if len(own) == 1 else " or ".join(map(str, own)) for k, own in each.items()}
 
 
 def _from_random(run: TrainConfig) -> bool:

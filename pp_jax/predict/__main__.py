@@ -28,9 +28,10 @@ from pp_jax import checkpoints, cli, sharding
 from pp_jax.config import DTYPES, TrainConfig
 from pp_jax.finetune import runs
 from pp_jax.look import RECIPES, Look, override
-from pp_jax.predict import marks, writing
+from pp_jax.predict import ensemble, marks, writing
 from pp_jax.predict.answering import Segment, embedding_path, make_automatic, make_prompted
 from pp_jax.predict.automatic import AutomaticConfig
+from pp_jax.predict.ensemble import Member
 from pp_jax.predict.marks import Ask
 from pp_jax.predict.official import LoadedSam
 from pp_jax.predict.refine import parse_refinements
@@ -63,8 +64,10 @@ class Predict:
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files, or folders of them."""
-    checkpoint: Path
-    """A run of train.py, one of its steps (`RUN/steps/00000120`), or a converted checkpoint."""
+    checkpoint: tuple[Path, ...]
+    """A run of train.py, one of its steps (`RUN/steps/00000120`), or a converted checkpoint; of
+    several, such as `runs/X/fold*`, the logits are averaged: name those that were fine-tuned from
+    the same weights. All of them lie on the device at once."""
     out: Path
     """Folder to write; an older output of this command is replaced."""
     box: Annotated[tuple[tuple[float, ...], ...], tyro.conf.UseAppendAction] = ()
@@ -130,13 +133,6 @@ class Folders(NamedTuple):
     dataset: Path | None
 
 
-class Weights(NamedTuple):
-    """A model, and what is known of its weights."""
-
-    sam: LoadedSam
-    digest: str  # sha256 of the manifest, which holds that of every file.
-
-
 def main(args: list[str] | None = None) -> None:
     """Predict as the command line says, or `args` instead of it."""
     with cli.one_line_errors():
@@ -152,6 +148,9 @@ def predict_all(settings: Predict) -> None:
     Raises:
       ValueError: A user's mistake; or images that had to be skipped, after all others were written.
     """
+    # The shell finds it as well where `runs/X/fold*` names the folds of a cross-validation.
+    named = tuple(path for path in settings.checkpoint if path.name != runs.FOLDS)
+    settings = dataclasses.replace(settings, checkpoint=named or settings.checkpoint)
     check(settings)
     if settings.as_dataset is not None:
         require_free(settings.as_dataset)
@@ -166,11 +165,11 @@ def predict_all(settings: Predict) -> None:
         dataset = cli.fresh_folder(settings.as_dataset, ours=writing.SETTINGS)
     folders = Folders(out, dataset)
     try:
-        weights = load_weights(settings)
+        members = load_members(settings)
         counts = Counter()
-        segment = make_segment(settings, weights, asks, counts=counts)
+        segment = make_segment(settings, members, asks, counts=counts)
         rows, failures = process(images, segment, folders, nifti=settings.nifti)
-        finish(settings, weights, folders, rows, failures)
+        finish(settings, members, folders, rows, failures)
     finally:
         for folder in filter(None, folders):  # They are there only if something went wrong.
             shutil.rmtree(folder, ignore_errors=True)
@@ -184,7 +183,11 @@ def predict_all(settings: Predict) -> None:
 
 
 def make_segment(
-    settings: Predict, weights: Weights, asks: Mapping[str, Ask] | None, *, counts: Counter
+    settings: Predict,
+    members: Sequence[Member],
+    asks: Mapping[str, Ask] | None,
+    *,
+    counts: Counter,
 ) -> Segment:
     """From an image to its objects; counts reused embeddings."""
     if asks is None:
@@ -193,11 +196,17 @@ def make_segment(
             pred_iou_thresh=settings.pred_iou_thresh,
             stability_score_thresh=settings.stability_score_thresh,
         )
-        return make_automatic(weights.sam, config, steps=settings.refine)
+        return make_automatic(members[0].sam, config, steps=settings.refine)
     folder = settings.save_embeddings
-    kept = None if folder is None else embedding_path(folder, weights.sam, weights=weights.digest)
+    kept = [
+        embedding_path(folder, member.sam, weights=member.digest)
+        for member in members
+        if folder is not None
+    ]
     options = {"multimask": settings.multimask, "steps": settings.refine}
-    return make_prompted(weights.sam, asks, kept=kept, counts=counts, **options)
+    return make_prompted(
+        [member.sam for member in members], asks, kept=kept, counts=counts, **options
+    )
 
 
 def process(
@@ -225,7 +234,7 @@ def process(
 
 def finish(
     settings: Predict,
-    weights: Weights,
+    members: Sequence[Member],
     folders: Folders,
     rows: Sequence[Rows],
     failures: Sequence[str],
@@ -238,11 +247,7 @@ def finish(
     if not rows:
         more = f" (and {len(failures) - 1} more images were skipped)" if len(failures) > 1 else ""
         raise ValueError(failures[0] + more)
-    sam = weights.sam
-    used = dataclasses.asdict(sam.look) | {
-        "image_size": sam.model.config.image_size,
-        "weights": weights.digest,
-    }
+    used = ensemble.facts(members)
     told = dataclasses.asdict(settings) | used | {"skipped": failures}
     writing.write_tables(folders.out, rows, settings=told)
     shutil.rmtree(settings.out, ignore_errors=True)
@@ -250,7 +255,7 @@ def finish(
     count = sum(len(part.objects) for part in rows)
     print(f"{settings.out}: {count} masks on {len(rows)} images")
     if folders.dataset is not None:
-        writing.write_provenance(folders.dataset, rows, weights=weights.digest)
+        writing.write_provenance(folders.dataset, rows, weights=used["weights"])
         shutil.rmtree(settings.as_dataset, ignore_errors=True)  # Empty.
         folders.dataset.rename(settings.as_dataset)
         print(
@@ -266,6 +271,13 @@ def check(settings: Predict) -> None:
     Raises:
       ValueError: Names the flags that do not, or the value outside its range.
     """
+    if not settings.images:
+        raise ValueError("no image is named: give files or folders before the first flag")
+    if settings.auto and len(settings.checkpoint) > 1:
+        raise ValueError(
+            f"--auto with {len(settings.checkpoint)} checkpoints: automatic masks are those of one "
+            "model; name one, or mark boxes or points"
+        )
     given = {
         "--box": settings.box,
         "--point": settings.point,
@@ -399,15 +411,33 @@ def check_region(settings: Predict, look: Look) -> None:
         )
 
 
-def load_weights(settings: Predict) -> Weights:
-    """The model; prints what is shown to it.
+def load_members(settings: Predict) -> list[Member]:
+    """The model, or those that are averaged; prints what is shown to them.
 
     Raises:
-      ValueError: No checkpoint, an image size that the model cannot take, or marks that weights of
-        this preparation cannot be given.
+      ValueError: No checkpoint, an image size that the model cannot take, marks that weights of
+        this preparation cannot be given, or members whose masks cannot be averaged.
     """
+    if not settings.checkpoint:
+        raise ValueError("--checkpoint: name a run of train.py or converted weights")
     mesh = sharding.make_mesh(cli.devices(settings.device)[:1])
-    loaded = runs.load(settings.checkpoint, mesh=mesh)
+    members, told = [], []
+    for folder in settings.checkpoint:
+        loaded = runs.load(folder, mesh=mesh)
+        member = _member(settings, folder, loaded)
+        members.append(member)
+        told.append(describe(member.shown.look, side=member.shown.side))
+        if member.shown.look != loaded.look:
+            trained = describe(loaded.look, side=member.shown.side)
+            told.append(f"this is not what it was trained on; {trained}")
+    ensemble.require_alike([member.shown for member in members])
+    if len(members) > 1:
+        told.insert(0, ensemble.label(settings.checkpoint))
+    print("\n".join(dict.fromkeys(told)))
+    return members
+
+
+def _member(settings: Predict, folder: Path, loaded: runs.Loaded) -> Member:
     run = loaded.config
     told = run or TrainConfig()
     look = override(
@@ -427,8 +457,8 @@ def load_weights(settings: Predict) -> Weights:
     check_region(settings, look)
     if settings.prompt_free and (run is None or run.prompting != "none"):
         warnings.warn(
-            f"{settings.checkpoint}: not trained with --prompt none, so --prompt-free gives masks "
-            "of nothing in particular",
+            f"{folder}: not trained with --prompt none, so --prompt-free gives masks of nothing in "
+            "particular",
             stacklevel=2,
         )
     size = settings.image_size if settings.image_size is not None else told.image_size
@@ -437,12 +467,9 @@ def load_weights(settings: Predict) -> Weights:
         dtype=jnp.dtype(settings.dtype),
         attention=settings.attention,
     )
-    side = model.config.image_size
-    print(describe(look, side=side))
-    if look != loaded.look:
-        print(f"this is not what it was trained on; {describe(loaded.look, side=side)}")
     digest = checkpoints.sha256(loaded.folder / checkpoints.MANIFEST)
-    return Weights(LoadedSam(model, loaded.variables, look), digest)
+    shown = ensemble.Shown(str(folder), loaded.variant, model.config.image_size, look)
+    return Member(shown, loaded.step, digest, LoadedSam(model, loaded.variables, look))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pp_jax.predict.automatic import AutomaticConfig, generate
+from pp_jax.predict.ensemble import mean
 from pp_jax.predict.marks import Ask, Question
 from pp_jax.predict.masks import stability_score
 from pp_jax.predict.official import LoadedSam, SamPredictor
@@ -26,34 +27,38 @@ Segment = Callable[[str, Image], list[Found]]  # Of an image's name and pixels.
 
 
 def make_prompted(
-    sam: LoadedSam,
+    members: Sequence[LoadedSam],
     asks: Mapping[str, Ask],
     *,
     multimask: bool,
     steps: Sequence[str],
-    kept: Callable[[Image], Path] | None,
+    kept: Sequence[Callable[[Image], Path]],
     counts: Counter,
 ) -> Segment:
     """The objects that were marked on an image.
 
-    The model sees what the look's region of interest cuts out: of the image once, or anew around
-    each box. Refinements see the same; then the mask is pasted back. The function raises ValueError
-    for a mark that lies outside of it, and for a mask prompt.
+    The model, or each of those that are averaged, sees what the look's region of interest cuts out:
+    of the image once, or anew around each box. Refinements see the same; then the mask is pasted
+    back. The function raises ValueError for a mark that lies outside of it, and for a mask prompt.
 
     Args:
-      sam: The model.
+      members: The model, or several that `ensemble.require_alike` accepts.
       asks: The questions about each image, by name.
       multimask: Of the model's three masks the one it scores highest; else its single mask.
       steps: Refinements.
-      kept: The file that keeps an image's embedding; None: none is kept, as there is no single one
-        where each box is cut out for itself.
+      kept: Of each member the file that keeps an image's embedding; empty: none is kept, as there
+        is no single one where each box is cut out for itself.
       counts: Counts embeddings as `reused` or `computed`.
     """
-    region = roi.make(sam.look.roi)
-    predictor = SamPredictor(sam._replace(look=dataclasses.replace(sam.look, roi="none")))
-    side = sam.model.config.image_size
+    region = roi.make(members[0].look.roi)
+    predictors = [
+        SamPredictor(sam._replace(look=dataclasses.replace(sam.look, roi="none")))
+        for sam in members
+    ]
+    side = members[0].model.config.image_size
 
     def segment(name: str, image: Image) -> list[Found]:
+        files = [file(image) for file in kept] or [None] * len(members)
         size, found, shown = image.shape[:2], [], None
         questions = asks[name](size, side)
         windows = _windows(region, image, questions)
@@ -61,10 +66,11 @@ def make_prompted(
         for question, inner, window in zip(questions, moved, windows, strict=True):
             part = roi.crop(image, window)
             if window != shown:
-                reused = _embed(predictor, part, file=None if kept is None else kept(image))
-                counts["reused" if reused else "computed"] += 1
+                for predictor, file in zip(predictors, files, strict=True):
+                    reused = _embed(predictor, part, file=file)
+                    counts["reused" if reused else "computed"] += 1
                 shown = window
-            one = answer(predictor, part, inner, multimask=multimask, steps=steps)
+            one = answer(predictors, part, inner, multimask=multimask, steps=steps)
             mask = roi.paste(one.mask, window, size=size)
             found.append(one._replace(question=question, mask=mask))
         return found
@@ -100,25 +106,34 @@ def _within(question: Question, window: roi.Window, *, size: tuple[int, int]) ->
 
 
 def answer(
-    predictor: SamPredictor,
+    predictors: Sequence[SamPredictor],
     image: Image,
     question: Question,
     *,
     multimask: bool,
     steps: Sequence[str],
 ) -> Found:
-    """The refined mask of one object, with the scores of the mask before its refinement."""
-    logits, iou, _ = predictor.predict(
-        question.points,
-        question.labels,
-        question.box,
-        None if question.mask is None else question.mask[None],
-        multimask_output=multimask,
-        return_logits=True,
-    )
+    """The refined mask of one object, with the scores of the mask before its refinement.
+
+    Of several predictors, logits and predicted IoU are averaged before a mask is chosen. Scaling up
+    is linear: the mean of logits that are scaled up is the mean of the low ones, scaled up.
+    """
+    each = [
+        predictor.predict(
+            question.points,
+            question.labels,
+            question.box,
+            None if question.mask is None else question.mask[None],
+            multimask_output=multimask,
+            return_logits=True,
+        )
+        for predictor in predictors
+    ]
+    iou = mean([scores for _, scores, _ in each])
     best = int(np.argmax(iou))
-    stability = float(stability_score(logits[best], offset=_STABILITY_OFFSET))
-    return Found(question, refine(steps, logits[best], image), float(iou[best]), stability)
+    logits = mean([masks[best] for masks, _, _ in each])
+    stability = float(stability_score(logits, offset=_STABILITY_OFFSET))
+    return Found(question, refine(steps, logits, image), float(iou[best]), stability)
 
 
 def make_automatic(sam: LoadedSam, config: AutomaticConfig, *, steps: Sequence[str]) -> Segment:

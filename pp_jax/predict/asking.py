@@ -49,7 +49,7 @@ class Marks(NamedTuple):
 class Embedded(NamedTuple):
     """What a model knows of one image, or of a window of it."""
 
-    features: Float[Array, "1 h w D"]
+    features: Any  # Of one model `1 h w D`, of an ensemble a tuple of these.
     size: tuple[int, int]  # Valid (height, width) in the model frame.
     original: tuple[int, int]  # Of the whole image.
     window: regions.Window  # What of it was shown.
