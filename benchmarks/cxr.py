@@ -57,8 +57,10 @@ class Study:
     """What is asked of the models."""
     folds: tuple[int, ...] = (*TUNED, *REPORTED)
     """Which of five."""
-    only: Literal["all", "score"] = "all"
-    """`score` trains nothing."""
+    only: Literal["all", "folds", "score"] = "all"
+    """`folds` pre-trains nothing, `score` trains nothing."""
+    blind: bool = True
+    """Train the twins."""
 
 
 def main() -> None:
@@ -69,8 +71,8 @@ def main() -> None:
     for name in study.tasks:
         task = TASKS[name]
         for fold in study.folds:
-            for blind in (False, True):
-                if study.only == "all":
+            for blind in (False, True)[: 1 + study.blind]:
+                if study.only != "score":
                     train(study, task, fold, blind=blind)
             score(study, task, fold)
         print(f"\n## {task.preset}: {task.protocol}\n")
@@ -102,9 +104,10 @@ def score(study: Study, task: Task, fold: int) -> None:
     if report_of(task, fold).exists():
         return
     prompts = ",".join([task.protocol, *task.beside])
+    blind = (f"blind=runs/{task.preset}-blind/fold{fold}",) if study.blind else ()
     call(
         *("eval.py", "--methods", f"tiny=runs/{task.preset}/fold{fold}"),
-        *(f"blind=runs/{task.preset}-blind/fold{fold}", "mean_shape", "atlas"),
+        *(*blind, "mean_shape", "atlas"),
         *("--data", "cxr_seg", "--data-dir", study.data_dir, "--prompt", prompts),
         *("--out", report_of(task, fold).parent, "--pictures", 0),
     )
