@@ -48,8 +48,14 @@ def write_world(folder: Path) -> Path:
     return folder
 
 
-def run(world: Path, *args: object, images: str = "images", out: str = "out") -> None:
-    paths = ["--checkpoint", world / "weights", "--out", world / out]
+def run(
+    world: Path,
+    *args: object,
+    images: str = "images",
+    out: str = "out",
+    weights: tuple[Path, ...] = (),
+) -> None:
+    paths = ["--checkpoint", *(weights or [world / "weights"]), "--out", world / out]
     with warnings.catch_warnings():
         warnings.filterwarnings("default", module="pp_jax.predict.__main__")
         main([str(x) for x in (world / images, *paths, *args)])

@@ -262,6 +262,25 @@ def test_automatic_masks_at_another_image_size_are_those_of_the_generator(world,
     assert json.loads((world / "out" / "predict.json").read_text())["image_size"] == 320
 
 
+def test_a_checkpoint_given_twice_answers_as_that_checkpoint(world, first, capsys) -> None:
+    weights = (world / "weights",) * 2
+    flags = ("--boxes", world / "boxes.csv", "--save-embeddings", world / "kept")
+    run(world, *flags, out="twice", weights=weights)
+    with pytest.raises(SystemExit, match="2"):
+        run(world, "--auto", out="bad", weights=weights)
+    told = capsys.readouterr()
+    assert f"ensemble of 2: {weights[0]}, {weights[0]}" in told.out
+    assert "embeddings: 4 reused, 0 computed" in told.out
+    assert "error: --auto with 2 checkpoints: automatic masks are those of one" in told.err
+    for name in ("masks/a_1.png", "masks/a_2.png", "masks/film_1.png", "objects.csv", "coco.json"):
+        assert (world / "twice" / name).read_bytes() == (first / name).read_bytes()
+    members = json.loads((world / "twice" / "predict.json").read_text())["members"]
+    digest = checkpoints.sha256(world / "weights" / "MANIFEST.json")
+    assert [(one["checkpoint"], one["step"], one["weights"]) for one in members] == [
+        (str(weights[0]), None, digest)
+    ] * 2
+
+
 def test_saved_embeddings_of_stretched_images_give_the_same_masks(tmp_path, predictor) -> None:
     stretched = predictor.sam._replace(look=Look(preprocess="medsam"))
     asks = {"a": marks.same_everywhere(marks.boxes([10, 20, 100, 90]), None, None)}
