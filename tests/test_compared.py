@@ -411,3 +411,9 @@ def test_a_run_that_goes_on_from_random_numbers_says_so_however_many_runs_lie_be
         "tuned": False,
         "weights": False,
     }
+
+
+@pytest.mark.parametrize(("prompting", "known"), [("box", False), ("iterative", True)])
+def test_a_run_knows_the_single_mask_if_it_was_asked_in_rounds(prompting: str, known: bool) -> None:
+    assert compared.knows_single(None)
+    assert compared.knows_single(TrainConfig(prompting=prompting)) == known

@@ -299,8 +299,7 @@ def make_method(
         asked = Asked(
             asker=ready.asker,
             filtered=ready.filtered,
-            # What a training of one prompt at a time never used, the single mask, is not asked for.
-            single=any(one.run is None for one in together(member)),
+            single=all(knows_single(one.run) for one in together(member)),
             refine=member.refine,
             confidence=ready.confidence,
             seed=seed,
@@ -368,6 +367,14 @@ def swap_partners(sources: Sequence[Source], *, seed: int) -> dict[tuple[str, st
         for index, source in enumerate(own):
             partners[source.dataset, source.id] = others[index % len(others)]
     return partners
+
+
+def knows_single(run: TrainConfig | None) -> bool:
+    """Whether the single mask was trained: officially, or by rounds of clicks.
+
+    A training of one prompt at a time never uses it.
+    """
+    return run is None or run.prompting == "iterative"
 
 
 def facts(entries: Sequence[Entry], *, swapped: bool) -> list[dict[str, Any]]:
