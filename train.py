@@ -1,5 +1,6 @@
 """`python train.py`: fine-tune SAM. See `python train.py --help`."""
 
+import dataclasses
 import itertools
 import warnings
 from collections import Counter
@@ -12,9 +13,20 @@ from jax.sharding import Mesh
 
 import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
-from pp_jax import cli, prompts, sharding
+from pp_jax import cli, presets, prompts, ranges, sharding
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune import loop, losses, optimize, pictures, plan, recipe, runs, start, trainable
+from pp_jax.finetune import (
+    loop,
+    losses,
+    monitor,
+    optimize,
+    pictures,
+    plan,
+    recipe,
+    runs,
+    start,
+    trainable,
+)
 from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
@@ -28,7 +40,6 @@ CHOICES = {
     "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
     "prompting": prompts.PROMPTINGS,
-    "preset": ("", *PRESETS),
     "recipe": ("", *pp_jax.config.RECIPES),
     "best_mask": losses.BEST_MASKS,
     "optimizer": optimize.OPTIMIZERS,
@@ -44,6 +55,7 @@ CHECKED = SPECS | {
     "mesh": (sharding.parse_mesh, sharding.MESH_HELP),
     "plan": (plan.parse, plan.HELP),
     "data": (sources.check_names, sources.HELP),
+    "preset": (presets.check, presets.about(PRESETS)),
     "train_on": (splits.parse_train_on, splits.HELP),
 }
 
@@ -62,14 +74,16 @@ def main() -> None:
             specs=CHECKED,
             aliases=ALIASES,
             presets={name: preset.flags for name, preset in PRESETS.items()},
+            alternatives=ranges.ALTERNATIVES,
             default=held,
         )
-        settings = pp_jax.config.resolve(start.resumed(asked, held) if held else asked)
+        settings = pp_jax.config.resolve(with_effect(asked, held))
         cli.require_clone()
         if settings.plan:  # Before anything starts jax, which then has the devices it has.
             raise SystemExit(plan.tell(settings))
         if settings.distributed:
             cli.join_processes()
+        monitor.check(settings)
         make_shown(look_of(settings))  # Fusions and regions that do not fit are refused here.
         roi.make_for_images(settings.roi)
         recipe.check_rules(settings)
@@ -88,6 +102,21 @@ def main() -> None:
             train_one(own, share, mesh=mesh)
 
 
+def with_effect(asked: TrainConfig, held: TrainConfig | None) -> TrainConfig:
+    """What is asked for, on top of the run that goes on, if there is one.
+
+    Raises:
+      ValueError: A flag would do nothing, or would make the run another one.
+    """
+    if held is not None:
+        asked = start.resumed(asked, held)
+        ranges.check_idle(asked, held)
+        return asked
+    flags = PRESETS[asked.preset].flags if asked.preset else {}
+    ranges.check_idle(asked, dataclasses.replace(TrainConfig(), **flags))
+    return ranges.drop_idle(asked)
+
+
 class Share(NamedTuple):
     """Who and what a run has in each of `splits.PARTS`."""
 
@@ -101,7 +130,7 @@ def train_one(settings: TrainConfig, share: Share, *, mesh: Mesh) -> None:
         f"{part}: {len(share.records[part])} images, {len(share.patients[part])} patients"
         for part in splits.PARTS
     )
-    print(", ".join(counts))
+    say(", ".join(counts))
     feed = make_feed(settings, share.records)
     images = {part: [record.id for record in own] for part, own in share.records.items()}
     marked = outlines.outlines(share.records["train"])
@@ -114,7 +143,13 @@ def train_one(settings: TrainConfig, share: Share, *, mesh: Mesh) -> None:
     )
     loop.fit(run, settings, feed, mesh=mesh)
     runs.write_card(run, settings)
-    print(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+    say(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+
+
+def say(line: str) -> None:
+    """The line is printed once, by the first of all processes."""
+    if cli.process_share()["process_index"] == 0:
+        print(line)
 
 
 def licences_of(settings: TrainConfig, share: Share) -> dict[str, str]:
@@ -156,13 +191,13 @@ def tell_exceptions(
     doubtful = {record.patient for record in everything if records.DOUBTFUL in record.notes}
     doubtful -= {patient for share in shares for patient in share.patients["test"]}
     if settings.folds and doubtful:
-        print(
+        say(
             f"{len(doubtful)} patients may be someone else by the data set's own account: they are "
             "trained on in every fold and tested in none"
         )
     used = sum(map(len, shares[0].records.values()))
     if used < len(everything):
-        print(
+        say(
             f"{len(everything) - used} images are left out: of patients who are trained on with "
             "others of their images, or who may be someone else"
         )

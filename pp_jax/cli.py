@@ -28,6 +28,7 @@ def parse(
     specs: Mapping[str, tuple[Callable[[str], object], str]] = MappingProxyType({}),
     aliases: Mapping[str, str] = MappingProxyType({}),
     presets: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    alternatives: Iterable[Sequence[str]] = (),
     default: T | None = None,
     args: list[str] | None = None,
 ) -> T:
@@ -39,6 +40,8 @@ def parse(
         says of the values.
       aliases: For some fields, another flag of the same meaning.
       presets: What stands in place of the fields' defaults where `--preset` names it.
+      alternatives: Groups of fields of which one is told: where it is, a preset's others are left
+        out.
       default: What stands in place of all fields' defaults, presets' too.
       args: Instead of `sys.argv[1:]`.
 
@@ -64,7 +67,12 @@ def parse(
             frozen=True,
             namespace={"__doc__": config.__doc__},
         )
-    given = presets.get(told("--preset", args)) if default is None else vars(default)
+    given: Mapping[str, Any]
+    if default is None:
+        named = presets.get(told("--preset", args), {})
+        given = _without_rivals(named, alternatives=alternatives, args=args)
+    else:
+        given = vars(default)
     start = typed(**given) if given else None
     parsed = tyro.cli(typed, prog=prog, args=args, default=start)
     for name, (check, _) in specs.items():
@@ -78,6 +86,26 @@ def told(flag: str, args: Sequence[str] | None = None) -> str:
     args = sys.argv[1:] if args is None else args
     words = [part for word in args for part in word.split("=", 1)]
     return words[words.index(flag) + 1] if flag in words[:-1] else ""
+
+
+def _without_rivals(
+    preset: Mapping[str, Any],
+    *,
+    alternatives: Iterable[Sequence[str]],
+    args: Sequence[str] | None,
+) -> dict[str, Any]:
+    """A preset's flags but those in place of which another one is told."""
+    kept = dict(preset)
+    for group in alternatives:
+        typed = {name for name in group if _is_told(name, args)}
+        if typed:
+            kept = {k: v for k, v in kept.items() if k not in group or k in typed}
+    return kept
+
+
+def _is_told(field: str, args: Sequence[str] | None) -> bool:
+    flags = (f"--{field}", f"--{field.replace('_', '-')}")  # The parser takes either.
+    return any(told(flag, args) for flag in flags)
 
 
 def _type(

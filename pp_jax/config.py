@@ -6,14 +6,16 @@ A run is reproduced from its saved config and seed. The front shows these docstr
 import dataclasses
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from pp_jax import ranges
 from pp_jax.look import RECIPES, SAFE, Look, check_blend, name_of
 
 DTYPES = ("float32", "bfloat16")  # Of the image encoder's compute.
+LOSS_WEIGHTS = ranges.LOSS_WEIGHTS
 
 
 @dataclass(frozen=True)
@@ -241,62 +243,11 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if not config.out:
         fills["out"] = f"runs/{_run_name(config)}"
     config = dataclasses.replace(config, **fills)
-    _check_numbers(config)
+    ranges.check(config)
     weights_of(config)
-    _check_parts(config)
-    if config.balance and config.prompting != "none":
-        raise ValueError(
-            f"--balance with --prompting {config.prompting}: an image without a finding has "
-            "nothing to prompt for and is left out; add --prompting none, or leave --balance out"
-        )
     check_blend(config.blend)
     check_seed(config.seed)
     return config
-
-
-def _check_numbers(config: TrainConfig) -> None:
-    """Nothing, where every number lies in its range."""
-
-    def require(names: tuple[str, ...], holds: Callable[[Any], bool], told: str) -> None:
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and not holds(value):
-                raise ValueError(f"--{name.replace('_', '-')} {value}: must be {told}")
-
-    require(_COUNTS, lambda x: x >= 1, "at least 1")
-    require(_WEIGHTS, lambda x: 0 <= x < float("inf"), "a number from 0 up")
-    require(("warmup", "workers", "pictures_every"), lambda x: x >= 0, "0 or more")
-    require(("layer_decay",), lambda x: 0 < x <= 1, "above 0 and at most 1")
-    require(("lora_alpha",), lambda x: 0 < x < float("inf"), "a number above 0")
-    require(("rounds",), lambda x: x == 1 or x >= 4, "1, or at least 4 (two are without a click)")
-    if config.batch % config.accumulate:
-        raise ValueError(
-            f"--accumulate {config.accumulate} with --batch {config.batch}: the parts must be "
-            "equal; choose a divisor of the batch"
-        )
-    if config.affinity and (config.embeddings or config.blind or config.filter == "blank"):
-        raise ValueError(
-            f"--affinity {config.affinity} reads pixels: leave it out with --embeddings and --blind"
-        )
-    if not any(getattr(config, name) for name in LOSS_WEIGHTS):
-        raise ValueError(f"every weight of {', '.join(LOSS_WEIGHTS)} is 0: nothing is learned")
-
-
-LOSS_WEIGHTS = ("focal", "dice", "bce", "boundary", "projection", "affinity")
-_WEIGHTS = (*LOSS_WEIGHTS, "iou", "lr", "weight_decay", "clip")
-_COUNTS = (
-    "epochs",
-    "steps",
-    "batch",
-    "max_objects",
-    "limit",
-    "save_every",
-    "keep",
-    "patience",
-    "accumulate",
-    "last_blocks",
-    "lora_rank",
-)
 
 
 def weights_of(config: TrainConfig) -> tuple[int, ...]:
@@ -371,8 +322,9 @@ def blind_twin(config: TrainConfig) -> TrainConfig:
 
 
 def twin_command(config: TrainConfig) -> str:
-    """What to type for the blind twin of a run."""
-    return command(blind_twin(config))
+    """What to type for the blind twin of a run; empty where no loss is left that it could learn."""
+    twin = blind_twin(config)
+    return command(twin) if ranges.learns(twin) else ""
 
 
 def command(config: TrainConfig) -> str:
@@ -381,7 +333,8 @@ def command(config: TrainConfig) -> str:
     Raises:
       ValueError: As `resolve`.
     """
-    told = dataclasses.replace(config, force=False)
+    # A preset's flags are told one by one: beside its name, one set back to the default is lost.
+    told = dataclasses.replace(config, force=False, preset="", resume="", plan="")
     plain = TrainConfig(variant=told.variant)
     if told.fold is not None:
         told = dataclasses.replace(told, out=told.out.removesuffix(f"/fold{told.fold}"))
@@ -404,7 +357,7 @@ def command(config: TrainConfig) -> str:
 
 
 def _blinded(config: TrainConfig) -> TrainConfig:
-    """A learned fusion has nothing to learn from a single grey."""
+    """In a single grey a learned fusion has nothing to learn, the affinity loss nothing to read."""
     return dataclasses.replace(
         config,
         blind=False,
@@ -412,20 +365,8 @@ def _blinded(config: TrainConfig) -> TrainConfig:
         filter="blank",
         fusion="replace",
         blend=TrainConfig.blend,
+        affinity=0.0,
     )
-
-
-def _check_parts(config: TrainConfig) -> None:
-    """Nothing, when at most one flag says who is tested."""
-    if config.folds is not None and config.folds < 2:
-        raise ValueError(f"--folds {config.folds}: must be at least 2")
-    if config.fold is not None and not 0 <= config.fold < (config.folds or 0):
-        raise ValueError(f"--fold {config.fold}: give --folds, and a number from 0 below that")
-    test = config.test if config.test != TrainConfig.test else None
-    told = {"--folds": config.folds, "--train-on": config.train_on, "--test": test}
-    told = [f"{flag} {value}" for flag, value in told.items() if value]
-    if len(told) > 1:
-        raise ValueError(f"{' and '.join(told)}: each says who is tested; give one of them")
 
 
 def _with_init(config: TrainConfig) -> TrainConfig:

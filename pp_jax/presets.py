@@ -9,7 +9,7 @@ class Preset(NamedTuple):
     """Flags that go together, what to type, how long it takes, and what comes of it."""
 
     flags: Mapping[str, Any]  # Fields of TrainConfig.
-    command: str
+    command: str  # One a line; the last is the training, the others what it needs.
     time: str
     result: str
 
@@ -17,6 +17,12 @@ class Preset(NamedTuple):
 def about(presets: Mapping[str, Preset]) -> str:
     """The presets as `--help` shows them."""
     return "; ".join(f"{name}: {preset.time}, {preset.result}" for name, preset in presets.items())
+
+
+def check(name: str) -> None:
+    """Nothing, or a ValueError that names the presets there are."""
+    if name not in PRESETS:
+        raise ValueError(f"--preset {name}: choose one of {', '.join(PRESETS)}")
 
 
 _RSNA = MappingProxyType({"data": "rsna", "prompting": "point", "target": "ellipse"})
@@ -46,13 +52,18 @@ _CXR = MappingProxyType(
         "save_every": 200,
     }
 )
+_MAKE_PHANTOMS = (
+    "python -m data.synthetic --out datasets/phantoms --images 1500 --side 320 --seed 5\n"
+    "python train.py --preset cxr-phantoms\n"
+)
+_PRETRAIN = _MAKE_PHANTOMS + "python train.py --preset cxr-phantoms-2\n"
 _NOT_MEASURED = "not measured yet: neither the weights nor RSNA can be shipped"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "cxr-phantoms": Preset(
             MappingProxyType({**_PHANTOMS, "steps": 700, "out": "runs/cxr-phantoms"}),
-            command="python train.py --preset cxr-phantoms",
+            command=_MAKE_PHANTOMS.strip(),
             time="6 minutes on two cores",
             result="the first part of what the other cxr presets start from; Dice .77 on phantoms",
         ),
@@ -67,19 +78,19 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     "best_mask": "highest-iou",
                 }
             ),
-            command="python train.py --preset cxr-phantoms-2",
+            command=_PRETRAIN.strip(),
             time="13 minutes on two cores",
             result="the second part",
         ),
         "cxr-tiny": Preset(
             MappingProxyType({**_CXR, "prompting": "none", "out": "runs/cxr-tiny"}),
-            command="python train.py --preset cxr-tiny --data-dir DIR --folds 5",
+            command=_PRETRAIN + "python train.py --preset cxr-tiny --data-dir DIR --folds 5",
             time="2 minutes a fold on two cores",
             result="TO BE MEASURED",
         ),
         "cxr-tiny-click": Preset(
             MappingProxyType({**_CXR, "prompting": "centre", "out": "runs/cxr-tiny-click"}),
-            command="python train.py --preset cxr-tiny-click --data-dir DIR --folds 5",
+            command=_PRETRAIN + "python train.py --preset cxr-tiny-click --data-dir DIR --folds 5",
             time="2 minutes a fold on two cores",
             result="TO BE MEASURED",
         ),

@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from pp_jax import cli
+import train
+from pp_jax import cli, presets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,6 +86,61 @@ def test_help_shows_choices_defaults_and_texts(capsys: pytest.CaptureFixture) ->
         "--fast, --no-fast Hurry. (default: False)",
     ):
         assert part in text
+
+
+def test_help_tells_time_and_result_of_every_preset(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--help"])
+    with pytest.raises(SystemExit):
+        train.main()
+    text = re.sub(r"[│\s]", "", capsys.readouterr().out)
+    for name, preset in presets.PRESETS.items():
+        assert re.sub(r"\s", "", f"{name}: {preset.time}, {preset.result}") in text
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", "--preset", "rsna"])
+    with pytest.raises(SystemExit):
+        train.main()
+    told = capsys.readouterr().err
+    assert told.startswith("error: --preset rsna: choose one of cxr-phantoms, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (("--rounds", "4"), "--prompting iterative"),
+        (("--preset", "cxr-tiny", "--lora-rank", "4"), "--trainable lora"),
+        (("--patience", "3", "--validation", "0"), "--validation"),
+        (("--wandb", "lungs"), "Weights & Biases is not installed"),
+    ],
+)
+def test_what_needs_no_data_to_be_refused_is_refused_before_any_is_read(
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[str, ...],
+    named: str,
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["train.py", *flags, "--data-dir", "nowhere"])
+    with pytest.raises(SystemExit):
+        train.main()
+    told = capsys.readouterr().err
+    assert named in told
+    assert "nowhere" not in told
+
+
+@pytest.mark.parametrize(("process", "lines"), [(0, "once\n"), (1, "")])
+def test_of_several_processes_the_first_speaks(
+    process: int, lines: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    train.say("once")
+    assert capsys.readouterr().out == lines
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from pp_jax import cli, prompts
+from pp_jax import cli, prompts, ranges
 from pp_jax.config import (
     DEFAULTS,
     RECIPES,
     Look,
     TrainConfig,
     blind_twin,
+    command,
     differences,
     fold_of,
     look_of,
@@ -200,11 +201,14 @@ def test_a_preset_is_what_its_command_trains_and_a_flag_beside_it_counts_more(na
     def typed(command: str) -> TrainConfig:
         return cli.parse(TrainConfig, prog="t", args=shlex.split(command)[2:], presets=flags)
 
-    config = typed(PRESETS[name].command)
+    *before, command = PRESETS[name].command.splitlines()
+    config = typed(command)
+    made = [typed(line).out for line in before if "train.py" in line]
+    assert config.init in ("checkpoint", *made[-1:])
     assert config.preset == name
     assert all(getattr(config, field) == value for field, value in flags[name].items())
     resolve(config)
-    assert typed(PRESETS[name].command + " --prompting box").prompting == "box"
+    assert typed(f"{command} --prompting box").prompting == "box"
     assert typed(f"python train.py --preset={name}").variant == flags[name].get("variant", "tiny")
 
 
@@ -279,6 +283,9 @@ SEEING = (
     {"out": "runs/my run", "remat": True},
     {"folds": 5, "fold": 2},
     {"folds": 5, "fold": 2, "out": "cross"},
+    # As a preset and flags beside it, one of them back at the default, leave them.
+    *({"preset": name, **preset.flags} for name, preset in PRESETS.items()),
+    {"preset": "cxr-tiny", **PRESETS["cxr-tiny"].flags, "dice": 1.0, "augment": "none"},
 )
 
 
@@ -292,11 +299,16 @@ def test_a_blind_twin_differs_in_what_it_is_shown_and_its_command_trains_it(
     twin = blind_twin(run)
     assert (twin.filter, twin.fusion) == ("blank", "replace")
     assert twin.out != run.out
-    shown = {"filter", "fusion", "blend"} | ({"trainable"} if run.fusion == "learned" else set())
+    shown = {"filter", "fusion", "blend", "affinity"} | (
+        {"trainable"} if run.fusion == "learned" else set()
+    )
     assert differences(dataclasses.asdict(run), twin).keys() <= shown
     again = typed(twin_command(run))
     again = again if again.fold is None else fold_of(again, again.fold)
-    assert again == twin
+    assert again == dataclasses.replace(twin, preset="")
+    itself = typed(command(run))
+    itself = itself if itself.fold is None else fold_of(itself, itself.fold)
+    assert itself == dataclasses.replace(run, preset="")
 
 
 @pytest.mark.parametrize("choices", [choices for choices in SEEING if "out" not in choices])
@@ -313,6 +325,80 @@ def test_the_twin_of_a_default_run_is_named_as_any_run_and_another_stands_beside
     fold = fold_of(resolve(TrainConfig(folds=5, fold=2, out="cross")), 2)
     assert (fold.out, blind_twin(fold).out) == ("cross/fold2", "cross-blind/fold2")
     assert twin_command(resolve(TrainConfig())) == "python train.py --filter blank"
+
+
+def test_a_training_by_pixels_alone_has_no_twin_and_says_so() -> None:
+    losses = {"focal": 0.0, "dice": 0.0, "affinity": 1.0}
+    assert twin_command(resolve(TrainConfig(**losses))) == ""
+    with pytest.raises(ValueError, match="a blind twin has no affinity"):
+        resolve(TrainConfig(**losses, blind=True))
+    assert "--bce 1.0" in twin_command(resolve(TrainConfig(**losses, bce=1.0)))
+
+
+def asked(*args: str) -> TrainConfig:
+    """What the front makes of flags, presets among them."""
+    flags = {name: preset.flags for name, preset in PRESETS.items()}
+    more = {"presets": flags, "alternatives": ranges.ALTERNATIVES}
+    return cli.parse(TrainConfig, prog="t", args=list(args), **more)
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "left"),
+    [
+        ("rsna-vit_b-decoder", ("--steps", "100"), {"steps": 100, "epochs": None}),
+        ("cxr-tiny", ("--epochs=3",), {"steps": None, "epochs": 3}),
+        ("cxr-tiny", ("--steps", "7", "--dice", "1"), {"steps": 7, "epochs": None, "dice": 1.0}),
+        ("cxr-tiny", ("--checkpoint", "w"), {"init": "checkpoint", "checkpoint": "w"}),
+        ("cxr-phantoms", ("--folds", "5"), {"test": TrainConfig.test, "folds": 5}),
+        ("cxr-phantoms", ("--train_on", "sex=F"), {"test": TrainConfig.test}),
+    ],
+)
+def test_a_flag_drops_what_a_preset_says_instead_of_it(
+    preset: str, flags: tuple[str, ...], left: dict[str, Any]
+) -> None:
+    config = asked("--preset", preset, *flags)
+    held = dict(PRESETS[preset].flags) | left
+    assert {name: getattr(config, name) for name in held} == held
+    resolve(config)
+
+
+IDLE = (
+    ({"rounds": 4}, {"prompting": "iterative"}, "--prompting iterative"),
+    ({"lora_rank": 4}, {"trainable": "lora"}, "--trainable lora"),
+    ({"lora_alpha": 4.0}, {"trainable": "lora"}, "--trainable lora"),
+    ({"lora_on": "q"}, {"trainable": "lora"}, "--trainable lora"),
+    ({"last_blocks": 2}, {"trainable": "last-k"}, "--trainable last-k"),
+    ({"remat": True, "embeddings": "float32"}, {"embeddings": ""}, "--embeddings"),
+    ({"scan_blocks": True, "embeddings": "float32"}, {"embeddings": ""}, "--embeddings"),
+    ({"warmup": 5, "steps": 5}, {"steps": 6}, "more --steps"),
+    ({"patience": 2, "validation": 0.0}, {"validation": 0.1}, "--validation"),
+)
+
+
+@pytest.mark.parametrize(("choices", "remedy", "named"), IDLE)
+def test_a_setting_that_would_do_nothing_is_refused_with_what_to_add(
+    choices: dict[str, Any], remedy: dict[str, Any], named: str
+) -> None:
+    idle, plain = TrainConfig(**choices), TrainConfig()
+    flag = "--" + next(iter(choices)).replace("_", "-")
+    with pytest.raises(ValueError, match=f"{flag}.*: .*{named}.*, or leave {flag} out"):
+        ranges.check_idle(idle, plain)
+    ranges.check_idle(dataclasses.replace(idle, **remedy), plain)
+
+
+def test_every_setting_that_may_do_nothing_is_tried() -> None:
+    assert [next(iter(choices)) for choices, _, _ in IDLE] == list(ranges.IDLE)
+
+
+def test_what_a_preset_or_a_run_holds_to_no_effect_is_not_the_users_mistake() -> None:
+    preset = TrainConfig(trainable="lora", lora_rank=2, remat=True, rounds=4)
+    beside = dataclasses.replace(preset, trainable="decoder", embeddings="float32")
+    ranges.check_idle(beside, preset)
+    left = ranges.drop_idle(beside)
+    assert left == TrainConfig(trainable="decoder", embeddings="float32")
+    ranges.check_idle(dataclasses.replace(beside, remat=False), preset)
+    with pytest.raises(ValueError, match="--lora-rank 3: "):
+        ranges.check_idle(dataclasses.replace(beside, lora_rank=3), preset)
 
 
 RUN = resolve(

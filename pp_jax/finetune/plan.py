@@ -26,7 +26,10 @@ from pp_jax.finetune.step import State
 from pp_jax.sam import sized
 from pp_jax.types import Batch
 
-HELP = "cpu:COUNT or tpu:KIND:TOPOLOGY, such as cpu:8 or tpu:v5e:4x4 (needs the extra tpu-plan)"
+HELP = (
+    "cpu:COUNT or tpu:KIND:TOPOLOGY, such as cpu:8 (which tells no time of a step) or tpu:v5e:4x4 "
+    "(needs the extra tpu-plan)"
+)
 UTILISATION = 0.4
 FITS, DOES_NOT_FIT = 0, 1  # What the command ends with; a mistake ends with 2.
 GIB = 2**30
