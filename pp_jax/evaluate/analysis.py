@@ -147,10 +147,12 @@ def _against_twin(evidence: Evidence, blind: Mapping[str, Comparison]) -> list[s
         for name, one in blind.items()
     ]
     for name, command in evidence.plan["missing_twins"].items():
-        told += [
-            f"{name} has no blind twin, the same training on blank images. Make it with:",
-            f"$ {command}",
-        ]
+        none = f"{name} has no blind twin, the same training on blank images"
+        told += (
+            [f"{none}. Make it with:", f"$ {command}"]
+            if command
+            else [f"{none}: its only loss reads pixels."]
+        )
     return told
 
 
