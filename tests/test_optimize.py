@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pp_jax import checkpoints, tree
-from pp_jax.finetune.optimize import OPTIMIZERS, SCHEDULES, make_optimizer
+from pp_jax.finetune.optimize import OPTIMIZERS, SCHEDULES, check_scales, make_optimizer
 
 LR, DECAY = 0.1, 0.5
 RATE = 1e-4  # Adam divides by 1 - .999 ** step, which float32 knows to 6e-5.
@@ -179,12 +179,14 @@ def test_gradients_are_clipped_by_their_common_norm():
 def rates(schedule: str, *, warmup: int, steps: int, losses=None) -> list[float]:
     """The rate at each step: of equal gradients Adam takes the sign alone."""
     rule = optimizer(schedule=schedule, warmup=warmup, steps=steps)
-    update, gradient = jax.jit(rule.update), jax.tree.map(jnp.ones_like, PARAMS)
-    state, seen = rule.init(PARAMS), []
-    for loss in np.ones(steps) if losses is None else losses:
-        updates, state = update(gradient, state, PARAMS, value=jnp.float32(loss))
-        seen.append(-float(updates["pos_embed"][0]))
-    return seen
+    weight = {"pos_embed": jnp.ones(1)}
+
+    def step(state, loss):
+        updates, state = rule.update(weight, state, weight, value=loss)
+        return state, -updates["pos_embed"][0]
+
+    losses = jnp.float32(np.ones(steps) if losses is None else losses)
+    return jax.lax.scan(step, rule.init(weight), losses)[1].tolist()
 
 
 def test_the_rate_warms_up_linearly_and_falls_by_half_a_cosine():
@@ -226,6 +228,18 @@ def test_the_rate_halves_when_the_loss_has_not_fallen_for_five_windows():
 def test_the_rate_of_a_plateau_stays_above_a_hundredth():
     got = rates("plateau", warmup=0, steps=100)
     np.testing.assert_allclose(got[-1], 0.01 * LR, rtol=RATE)
+
+
+def test_a_decay_of_layers_needs_a_layer_whatever_its_number():
+    def check(path):
+        params = tree.unflatten({f"params/{path}": jnp.ones(1)})
+        check_scales(params, lr_scale={}, layer_decay=0.8)
+
+    for layer in ("blocks_00/norm1", "blocks_01/norm1", "blocks_31/norm1", "patch_embed"):
+        check(f"image_encoder/{layer}/bias")
+    for other in ("image_encoder/neck/bias", "mask_decoder/iou_token"):
+        with pytest.raises(ValueError, match=r"--layer-decay 0\.8: no layer of the image encoder"):
+            check(other)
 
 
 # State.

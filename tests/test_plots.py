@@ -191,6 +191,17 @@ def test_the_first_of_the_best_validations_is_marked(tmp_path, monkeypatch):
     assert told == ["validation", "train", "best validation: 0.750 after step 4"]
 
 
+@pytest.mark.parametrize("lowest", [-0.5, 0.5])
+def test_a_panel_begins_at_zero_unless_a_figure_is_below_it(tmp_path, monkeypatch, lowest):
+    drawn = []
+    monkeypatch.setattr(plots, "put_picture", lambda path, figure, kind: drawn.append(figure))
+    rows = [{"step": n, "split": "train", "loss": x} for n, x in enumerate([2.0, lowest], 1)]
+    plots.learning_curve(tmp_path / "curve.png", rows)
+    low, high = drawn[0].axes[0].get_ylim()
+    assert low < lowest if lowest < 0 else low == 0
+    assert high > 2
+
+
 def test_a_run_without_a_row_has_no_curve(tmp_path):
     with pytest.raises(ValueError, match="no row"):
         plots.learning_curve(tmp_path / "curve.png", [])

@@ -279,7 +279,9 @@ def learning_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
             handles[f"best validation: {best[key]:.3f} after step {best['step']}"] = mark
         if not held:
             axes.text(0.5, 0.5, "none in this run", ha="center", transform=axes.transAxes)
-        axes.set(xlabel="step", title=label, xlim=(0, 1.03 * last), ylim=(0, top))
+        # The boundary loss may be below 0.
+        bottom = None if any(row[key] < 0 for row in held) else 0
+        axes.set(xlabel="step", title=label, xlim=(0, 1.03 * last), ylim=(bottom, top))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -167,7 +167,8 @@ def check_scales(params: tree.Tree, *, lr_scale: Mapping[str, float], layer_deca
                 f"--lr-scale {part}={factor:g}: nothing of {part} is trained; choose from "
                 f"{', '.join(trained)}, or another --trainable"
             )
-    if layer_decay != 1 and not any(_depth_of(path, depth=1) for path in paths):
+    layers = [path for path in paths if _BLOCK.match(path) or _STEM.match(path)]
+    if layer_decay != 1 and not layers:
         raise ValueError(
             f"--layer-decay {layer_decay:g}: no layer of the image encoder is trained; leave it "
             "out, or choose --trainable full, last-k or lora"
