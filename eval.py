@@ -165,14 +165,12 @@ def open_records(
 
 def fitted_on(folder: Path) -> list[held_out.Fitted]:
     """What a run was fitted on, and before it the runs that it began from; nothing of weights."""
-    found = []
-    while runs.is_run(folder):
-        run = runs.read_config(folder)
-        sets = sources.name_sets(run.data, run.data_dir)
-        parts = (runs.read_split(folder), runs.read_images(folder))
-        found.append(held_out.Fitted(str(folder), sets, *parts))
-        folder = Path(run.checkpoint)
-    return found
+    return [
+        held_out.Fitted(
+            fit.run, sources.name_sets(fit.data, fit.data_dir), fit.patients, fit.images
+        )
+        for fit in runs.lineage(folder)
+    ]
 
 
 def choose(

@@ -227,6 +227,33 @@ def test_a_twin_of_another_training_is_none(tmp_path, change):
     assert (len(entries), list(missing)) == (1, ["r"])
 
 
+def write_rows(run: Path, dices: dict[int, float]) -> None:
+    rows = [{"step": k, "split": "validation", "dice_metric": v} for k, v in dices.items()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_with_patience_a_twin_may_have_ended_at_another_step(tmp_path):
+    run = write_run(tmp_path / "r", steps=9, patience=1, step=9)
+    twin = write_run(tmp_path / "r-blind", filter="blank", steps=9, patience=1, step=6)
+    write_rows(run, {3: 0.1, 6: 0.2, 9: 0.3})
+    write_rows(twin, {3: 0.1, 6: 0.2})  # Killed there: it was to go on.
+    assert line_up(run)[1].keys() == {"r"}
+    write_rows(twin, {3: 0.1, 6: 0.1})
+    entries, missing = line_up(run)
+    assert (len(entries), missing) == (2, {})
+
+
+@pytest.mark.parametrize(("last", "found"), [(9, True), (12, False), (None, False)])
+def test_of_a_run_of_epochs_the_checkpoint_says_whether_it_is_the_last(tmp_path, last, found):
+    run = write_run(tmp_path / "r", steps=None, epochs=3, patience=1, step=9)
+    manifest = run / "steps" / "00000009" / "MANIFEST.json"
+    facts = {"last_step": last} if last else {}
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | facts))
+    twin = write_run(tmp_path / "r-blind", filter="blank", steps=None, epochs=3, patience=1, step=6)
+    write_rows(twin, {3: 0.1, 6: 0.1})
+    assert (len(line_up(run)[0]) == 2) == found
+
+
 def test_a_twin_is_shown_nothing_whatever_the_filter_but_the_same_region(tmp_path):
     run = write_run(tmp_path / "r")
     write_run(tmp_path / "r-blind", filter="blank")

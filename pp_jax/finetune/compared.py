@@ -67,7 +67,8 @@ def line_up(
             missing[entry.name] = _twin_command(entry)
     if "blind" in settings.methods:
         for name, command in missing.items():
-            raise ValueError(f"--methods blind: {name} has no blind twin; make it with `{command}`")
+            way = f"make it with `{command}`" if command else "its only loss reads pixels"
+            raise ValueError(f"--methods blind: {name} has no blind twin; {way}")
         if len(entries) == len(models):
             raise ValueError(
                 f"--methods blind: {models[0].name} was not trained here on images, so it has no "
@@ -104,8 +105,10 @@ def _blind(member: Member, name: str) -> Member | None:
     if not (folder / runs.CONFIG).is_file():
         return None
     trained = dataclasses.asdict(runs.read_config(folder))
-    steps = [runs.newest_step(runs.home(path)) for path in (folder, member.folder)]
-    if config.differences(trained, wanted) or steps[0] != steps[1]:
+    both = [runs.home(path) for path in (folder, member.folder)]
+    # By patience each of them ends where it does.
+    ended = all(map(runs.is_finished, both)) or len(set(map(runs.newest_step, both))) == 1
+    if config.differences(trained, wanted) or not ended:
         return None
     found = peek(folder, flag="--methods blind")
     look = dataclasses.replace(member.look, filter=BLANK, fusion="replace")
@@ -113,7 +116,10 @@ def _blind(member: Member, name: str) -> Member | None:
 
 
 def _twin_command(entry: Entry) -> str:
-    """What to type for the twins of all runs; of a cross-validation, for all folds at once."""
+    """What to type for the twins of all runs, or nothing where one can have none.
+
+    Those of a cross-validation are trained at once.
+    """
     commands = []
     for one in itertools.chain(*map(together, entry.members)):
         whole = one.run
@@ -121,7 +127,7 @@ def _twin_command(entry: Entry) -> str:
             out = whole.out.removesuffix(f"/fold{whole.fold}")
             whole = dataclasses.replace(whole, fold=None, out=out)
         commands.append(config.twin_command(whole))
-    return " && ".join(dict.fromkeys(commands))
+    return " && ".join(dict.fromkeys(commands)) if all(commands) else ""
 
 
 def joint_name(told: Sequence[Told]) -> str:

@@ -7,7 +7,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,15 +16,26 @@ from pp_jax import checkpoints, config
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import TrainConfig
 from pp_jax.evaluate.controls import Atlas
-from pp_jax.finetune import card
+from pp_jax.finetune import card, stopping
 
 CONFIG, ENVIRONMENT, SPLIT = "config.json", "environment.json", "splits.json"
 IMAGES, FOLDS, BEST = "images.json", "folds.json", "best.json"
 METRICS, CURVE, ATLAS, BASE = "metrics.jsonl", "curves.png", "atlas.npz", "base"
 CARD, PICTURES, TENSORBOARD = "MODEL_CARD.md", "pictures", "tensorboard"
-_METRIC = "dice_metric"
+_METRIC, _BEFORE = "dice_metric", "before"
+FITTED = ("train", "validation")
 
 Split = Mapping[str, Sequence[str]]
+
+
+class Fit(NamedTuple):
+    """What a run was fitted on, and what it kept."""
+
+    run: str
+    data: str
+    data_dir: str
+    patients: Split
+    images: Split
 
 
 def home(folder: Path) -> Path:
@@ -97,7 +108,60 @@ def read_split(folder: Path) -> dict[str, list[str]]:
 
 def read_images(folder: Path) -> dict[str, list[str]]:
     """Ids of the images of each part."""
-    return read_json(home(folder) / IMAGES)
+    held = read_json(home(folder) / IMAGES)
+    return {part: ids for part, ids in held.items() if part != _BEFORE}
+
+
+def write_images(run: Path, images: Split, *, before: Sequence[Fit] | None) -> None:
+    """The ids of the images of each part stand in the run.
+
+    Args:
+      before: What the weights that it starts from were fitted on here; None: nobody asked.
+    """
+    more = {} if before is None else {_BEFORE: [fit._asdict() for fit in before]}
+    checkpoints.write_json(run / IMAGES, {**images, **more})
+
+
+def lineage(folder: Path) -> list[Fit]:
+    """What a run was fitted on, and before it the runs that it began from; nothing of weights.
+
+    Those before it are as it noted them when it began, or else, as of an old run, read in their
+    folders.
+
+    Raises:
+      CheckpointError: It noted nothing, and what it began from is no longer there.
+    """
+    if not is_run(folder):
+        return []
+    settings = read_config(folder)
+    own = read_split(folder), read_images(folder)
+    fits = [Fit(str(folder), settings.data, settings.data_dir, *own)]
+    noted = read_json(home(folder) / IMAGES).get(_BEFORE)
+    if noted is not None:
+        return fits + [Fit(**one) for one in noted]
+    if settings.checkpoint in ("", f"checkpoints/{settings.variant}"):
+        return fits
+    begun_from = Path(settings.checkpoint)
+    if is_run(begun_from):
+        return fits + lineage(begun_from)
+    manifest = begun_from / checkpoints.MANIFEST
+    if not manifest.is_file() or read_json(manifest).get("kind") == "step":
+        raise CheckpointError(
+            f"{folder}: began from {begun_from}, which is no longer there, so that nobody knows "
+            "which images its weights have seen; restore that folder"
+        )
+    return fits
+
+
+def fitted_before(folder: Path) -> list[Fit]:
+    """The `lineage` of what a run is to start from, without the parts that were kept."""
+    return [
+        fit._replace(
+            patients={part: fit.patients[part] for part in FITTED if part in fit.patients},
+            images={part: fit.images[part] for part in FITTED if part in fit.images},
+        )
+        for fit in lineage(folder)
+    ]
 
 
 def read_atlas(folder: Path) -> Atlas:
@@ -121,12 +185,24 @@ def read_rows(run: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row]
 
 
+def to_line(row: Mapping[str, Any]) -> str:
+    """A row as a line of the log: JSON has no NaN and no infinity, which are null."""
+    told = {k: None if _is_odd(value) else value for k, value in row.items()}
+    return json.dumps(told, allow_nan=False) + "\n"
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 def _parse(line: str) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    return {name: math.nan if value is None else value for name, value in row.items()}
 
 
 def write_card(
@@ -179,6 +255,16 @@ def newest_step(run: Path) -> int:
             "remove the folder of the run to start anew"
         )
     return step or 0
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run stands at its last step: that of its schedule, or where it stopped early."""
+    step, settings = newest_step(run), read_config(run)
+    if not step:
+        return False
+    total = checkpoints.read_manifest(checkpoints.step_folder(run, step)).get("last_step")
+    early = stopping.stopped_early(read_rows(run), patience=settings.patience)
+    return step in (total or settings.steps, early)
 
 
 def best_step(run: Path) -> int | None:

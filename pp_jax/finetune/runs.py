@@ -4,7 +4,8 @@ RUN/config.json          every choice
 RUN/environment.json     versions, devices, revision and command of its last start; the hash of
                          splits.json; licences
 RUN/splits.json          patients of train, validation and test
-RUN/images.json          ids of the images of each part
+RUN/images.json          ids of the images of each part; `before`: who and what the runs that it
+                         began from were fitted on
 RUN/atlas.npz            mean training shape and place, for the controls of eval.py
 RUN/base/                frozen leaves, written once
 RUN/steps/00000120/      trainable leaves, optimizer state, step
@@ -40,17 +41,22 @@ from pp_jax.finetune.folder import (
     CONFIG,
     CURVE,
     ENVIRONMENT,
+    FITTED,
     FOLDS,
     IMAGES,
     METRICS,
     PICTURES,
     SPLIT,
     TENSORBOARD,
+    Fit,
     Split,
     best_step,
+    fitted_before,
     forget_after,
     home,
+    is_finished,
     is_run,
+    lineage,
     loaded_step,
     newest_step,
     note_best,
@@ -62,7 +68,9 @@ from pp_jax.finetune.folder import (
     read_json,
     read_rows,
     read_split,
+    to_line,
     write_card,
+    write_images,
 )
 from pp_jax.finetune.recipe import rules_of
 from pp_jax.finetune.step import State
@@ -80,6 +88,7 @@ __all__ = [
     "CONFIG",
     "CURVE",
     "ENVIRONMENT",
+    "FITTED",
     "FOLDS",
     "IMAGES",
     "METRICS",
@@ -87,12 +96,16 @@ __all__ = [
     "SPLIT",
     "TENSORBOARD",
     "Begun",
+    "Fit",
     "Loaded",
     "Split",
     "begin",
     "best_step",
+    "fitted_before",
     "home",
+    "is_finished",
     "is_run",
+    "lineage",
     "load",
     "load_parts",
     "loaded_step",
@@ -108,7 +121,9 @@ __all__ = [
     "read_split",
     "save_step",
     "shapes_of",
+    "to_line",
     "write_card",
+    "write_images",
 ]
 
 
@@ -276,13 +291,20 @@ def begin(
     return Begun(state, frozen, checkpoints.sha256(run / BASE / checkpoints.MANIFEST))
 
 
-def save_step(run: Path, state: State, *, settings: TrainConfig, base: str) -> None:
+def save_step(
+    run: Path, state: State, *, settings: TrainConfig, base: str, last: int | None = None
+) -> None:
     """The state stands in the run as a checkpoint of its step, and old ones are gone.
 
     The best by validation stays, and as many of the newest as `settings` keep.
+
+    Args:
+      base: Hash of the frozen leaves' checkpoint.
+      last: The step that the training ends with.
     """
     step = int(state.step)
     facts = {"kind": "step", "variant": settings.variant, "step": step, "base_sha256": base}
+    facts |= {"last_step": last} if last else {}
     checkpoints.save(checkpoints.step_folder(run, step), state._asdict(), facts=facts)
     best = read_best(run)
     checkpoints.prune(run, keep=settings.keep, also=[best["step"]] if best else [])

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 import uuid
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,8 @@ from pp_jax.finetune.runs import Split
 from pp_jax.sam import VARIANTS
 
 _BEGUN = f".{runs.FOLDS}."
+_OPENING = (runs.SPLIT, runs.IMAGES, runs.ATLAS, runs.ENVIRONMENT)
+_FIRST = frozenset((*_OPENING, *(f"{name}.partial" for name in (*_OPENING, runs.CONFIG))))
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
 
 
@@ -65,10 +68,11 @@ def open_run(
             _move_aside(run)
         earlier = runs.read_json(run / runs.ENVIRONMENT) if started and fits else {}
         if not earlier:
-            atlas = fit_atlas(outlines)
+            atlas, before = fit_atlas(outlines), _fitted_before(settings)
+            _warn_of_known(settings, images, before or ())
             run.mkdir(parents=True, exist_ok=True)
             checkpoints.write_json(run / runs.SPLIT, split)
-            checkpoints.write_json(run / runs.IMAGES, images)
+            runs.write_images(run, images, before=before)
             (run / runs.BEST).unlink(missing_ok=True)
             _write_atlas(run, atlas)
         facts = {
@@ -87,7 +91,9 @@ def _look_into(run: Path, settings: TrainConfig) -> tuple[bool, bool]:
     """Whether a run has begun in the folder, and whether it is the one of the settings."""
     if run.exists() and not run.is_dir():
         raise ValueError(f"--out {run}: a file stands there; choose another folder")
-    if not (run / runs.CONFIG).is_file() and run.is_dir() and any(run.iterdir()):
+    there = [path.name for path in run.iterdir()] if run.is_dir() else []
+    # A start that was killed left some of its first files, which are written anew.
+    if runs.CONFIG not in there and not _FIRST.issuperset(there):
         raise ValueError(f"--out {run}: not empty and no run; choose another folder")
     if settings.checkpoint and runs.home(Path(settings.checkpoint)).resolve() == run.resolve():
         raise ValueError(
@@ -106,6 +112,46 @@ def _look_into(run: Path, settings: TrainConfig) -> tuple[bool, bool]:
     return True, not changed
 
 
+def _fitted_before(settings: TrainConfig) -> list[runs.Fit] | None:
+    """What the weights to start from were fitted on; None where that cannot be known."""
+    if not settings.checkpoint:
+        return None  # Random ones.
+    try:
+        return runs.fitted_before(Path(settings.checkpoint))
+    except CheckpointError as error:
+        warnings.warn(f"{settings.out}: {error}", stacklevel=2)
+        return None
+
+
+def _warn_of_known(settings: TrainConfig, images: Split, before: Iterable[runs.Fit]) -> None:
+    known = _named(images["validation"], settings.data)
+    everything = _named([name for names in images.values() for name in names], settings.data)
+    for fit in before:
+        trained = _named(fit.images.get("train", ()), fit.data)
+        # Other folders may use the same names for other images: as `data.held_out` tells a copy.
+        same = _same_folders(settings, fit) or 2 * len(trained & everything) > len(trained)
+        if same and (both := len(known & trained)):
+            warnings.warn(
+                f"{both} of {len(known)} images of the validation part are among those that "
+                f"{fit.run} was trained on: early stopping and {runs.BEST} will go by images that "
+                "the weights know; give the --seed, --validation and --test of that run",
+                stacklevel=3,
+            )
+
+
+def _named(ids: Iterable[str], data: str) -> set[str]:
+    """Ids with their data set in front, as those of several sets have it already."""
+    return set(ids) if "," in data else {f"{data}.{name}" for name in ids}
+
+
+def _same_folders(settings: TrainConfig, fit: runs.Fit) -> bool:
+    one, other = (
+        {Path(part).resolve() for part in folders.split(",")}
+        for folders in (settings.data_dir, fit.data_dir)
+    )
+    return bool(one & other)
+
+
 def of_folds(settings: TrainConfig) -> list[TrainConfig]:
     """The settings of each run that is to be trained: themselves, or those of the folds.
 
@@ -118,6 +164,7 @@ def of_folds(settings: TrainConfig) -> list[TrainConfig]:
     if not settings.folds:
         return [settings]
     out, names = Path(settings.out), [f"fold{fold}" for fold in range(settings.folds)]
+    aside = False
     if (out / runs.FOLDS).is_file():
         held = [path.name for path in runs.read_folds(out)]
         if held != names and not settings.force:
@@ -125,15 +172,19 @@ def of_folds(settings: TrainConfig) -> list[TrainConfig]:
                 f"{out}: holds {len(held)} folds, not {len(names)}; give another --out, --folds "
                 f"{len(held)} to go on with them, or --force to move them aside"
             )
-        if held != names and jax.process_index() == 0:
-            _move_aside(out)
+        aside = held != names
     elif out.is_file() or (out.is_dir() and not all(map(_is_begun, out.iterdir()))):
         raise ValueError(f"--out {out}: holds something else than folds; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    # Folds may be started together, on several machines: each writes under a name of its own.
-    partial = out / f"{_BEGUN}{uuid.uuid4().hex}"
-    partial.write_text(json.dumps({"runs": names}, indent=1) + "\n")
-    partial.rename(out / runs.FOLDS)
+    checkpoints.meet(f"all have looked into {out.name}")  # Before one of them writes there.
+    if jax.process_index() == 0:
+        if aside:
+            _move_aside(out)
+        out.mkdir(parents=True, exist_ok=True)
+        # Folds may be started apart, on several machines: each writes under a name of its own.
+        partial = out / f"{_BEGUN}{uuid.uuid4().hex}"
+        partial.write_text(json.dumps({"runs": names}, indent=1) + "\n")
+        partial.rename(out / runs.FOLDS)
+    checkpoints.meet(f"{out.name} has its folds")
     chosen = range(settings.folds) if settings.fold is None else (settings.fold,)
     return [config.fold_of(settings, fold) for fold in chosen]
 
