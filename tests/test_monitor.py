@@ -1,6 +1,8 @@
 """What is told of a training, and what ends it early: each against a plainer account of its own."""
 
+import dataclasses
 import json
+import math
 import os
 import signal
 import socket
@@ -116,22 +118,84 @@ def test_tensorboard_can_be_left_out(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_weights_and_biases_get_the_same_figures(tmp_path, monkeypatch):
-    logged = []
+WANDB = TrainConfig(batch=8, tensorboard=False, wandb="lungs")
+
+
+@pytest.fixture
+def logged(monkeypatch):
+    """What a Weights & Biases that is no such service is told."""
+    said = []
     one = types.SimpleNamespace(
-        log=lambda figures, step: logged.append((step, figures)),
-        finish=lambda: logged.append("finished"),
+        log=lambda figures, step: said.append((step, figures)),
+        finish=lambda exit_code: said.append(f"finished {exit_code}"),
     )
-    fake = types.SimpleNamespace(init=lambda **options: logged.append(options) or one)
+    fake = types.SimpleNamespace(init=lambda **options: said.append(options) or one)
+    fake.Error = type("Error", (Exception,), {})
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    settings = TrainConfig(batch=8, tensorboard=False, wandb="lungs")
-    with begin(tmp_path, start=2, settings=settings) as told:
+    return said
+
+
+def test_weights_and_biases_get_the_same_figures(tmp_path, logged):
+    with begin(tmp_path, start=2, settings=WANDB) as told:
         told.step(step_row(3))
     assert logged[0]["project"] == "lungs"
     assert logged[0]["config"]["wandb"] == "lungs"
     assert logged[0]["name"] == f"{tmp_path.name} from step 2"
     assert logged[1] == (3, monitor.tagged(step_row(3)))
-    assert logged[2] == "finished"
+    assert logged[2] == "finished 0"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(FloatingPointError, 1), (SystemExit, 0), (KeyboardInterrupt, 0)]
+)
+def test_a_training_that_fails_is_told_from_one_that_was_asked_to_stop(
+    tmp_path, logged, error, code
+):
+    with pytest.raises(error), begin(tmp_path, settings=WANDB):
+        raise error
+    assert logged[-1] == f"finished {code}"
+
+
+def test_a_service_that_does_not_start_is_one_clear_error_and_closes_the_others(
+    tmp_path, logged, monkeypatch
+):
+    def refused(**options):
+        raise sys.modules["wandb"].Error("no API key")
+
+    closed = []
+    board = monitor.Sink(print, print, closed.append)
+    monkeypatch.setattr(monitor, "to_tensorboard", lambda *args, **options: board)
+    monkeypatch.setattr(sys.modules["wandb"], "init", refused)
+    with pytest.raises(ValueError, match=r"--wandb lungs: .*\(no API key\).*`wandb login`"):
+        begin(tmp_path, settings=dataclasses.replace(WANDB, tensorboard=True))
+    assert closed == [True]
+
+
+def test_the_log_stays_json_when_a_figure_is_no_number(tmp_path):
+    def refuse(name):
+        raise ValueError(name)
+
+    with begin(tmp_path, settings=TrainConfig(batch=8, tensorboard=False)) as told:
+        told.step(step_row(1, loss=math.nan) | {"gradient_norm": math.inf})
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    row = json.loads(line, parse_constant=refuse)
+    assert (row["loss"], row["gradient_norm"], row["dice_metric"]) == (None, None, 0.5)
+    (again,) = monitor.Log(tmp_path / "metrics.jsonl", resumed_at=1).rows
+    assert math.isnan(again["loss"])
+
+
+def test_the_curve_is_drawn_at_once_then_every_ten_seconds_and_at_the_end(tmp_path, monkeypatch):
+    drawn, now = [], [100.0]
+    monkeypatch.setattr(monitor.plots, "learning_curve", lambda _, rows: drawn.append(len(rows)))
+    monkeypatch.setattr(monitor, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    with begin(tmp_path, settings=TrainConfig(batch=8, tensorboard=False)) as told:
+        for step in range(1, 6):
+            told.step(step_row(step))
+            told.curve()
+            now[0] += 4
+        told.curve(last=True)
+        told.curve(last=True)  # It shows all.
+    assert drawn == [1, 4, 5]
 
 
 def test_a_service_that_is_not_installed_is_refused(monkeypatch):
@@ -244,7 +308,9 @@ def answered():
     answer = jax.jit(
         pictures.make_answer(model, look, prompting="box"), compiler_options=dict(COMPILER)
     )
-    batch, positions = disks(), np.arange(4, dtype=np.int32)
+    # With embeddings, so that no encoder is compiled.
+    features = rng.normal(0, 1, (4, SIDE // 16, SIDE // 16, SMALL.out_dim)).astype(np.float32)
+    batch, positions = disks()._replace(features=features), np.arange(4, dtype=np.int32)
     return variables, batch, positions, jax.device_get(answer(variables, {}, batch, positions, KEY))
 
 

@@ -132,9 +132,9 @@ def told(run):
 def test_a_run_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(
     compiled, data, run, tmp_path
 ):
-    """Other pictures are drawn on the way, too."""
+    """No pictures are drawn on the way, too."""
     out = tmp_path / "stopped"
-    process = start(compiled, *flags(data, out, pictures_every=1))
+    process = start(compiled, *flags(data, out, pictures_every=0))
     reached(process, out, 1)
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
@@ -154,7 +154,7 @@ def test_a_run_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(
 
     newest = checkpoints.steps(out)[-1]
     assert 1 <= newest < STEPS
-    ended = finish(start(compiled, *flags(data, out)))
+    ended = front("train.py", *flags(data, out))
     assert ended.code == 0, ended.err
     assert f"resuming after step {newest}" in ended.out
     assert told(out) == told(run)
@@ -248,6 +248,24 @@ def test_a_validation_that_a_signal_put_off_is_made_up_for(copied, data):
     assert told(copied) == before
 
 
+def test_a_validation_that_is_made_up_for_may_end_the_run(copied, data, monkeypatch):
+    """As it had ended the one that was not interrupted."""
+    shutil.rmtree(copied / "steps" / "00000004")
+    lines = (copied / "metrics.jsonl").read_text().splitlines()[:2]
+    (copied / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"patience": 1}))
+    monkeypatch.setattr(train_front.loop.stopping, "stopped_early", stops_at_two)
+    ended = front("train.py", *flags(data, copied, patience=1))
+    assert ended.code == 0, ended.err
+    assert "stopped early at step 2: in 1 validations no Dice was above" in ended.out
+    assert checkpoints.steps(copied) == [2]
+    assert [(row["step"], row["split"]) for row in rows(copied)][1:] == [
+        (2, "train"),
+        (2, "validation"),
+    ]
+
+
 def test_a_run_that_stopped_early_does_not_go_on(compiled, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(train_front.loop.stopping, "stopped_early", stops_at_two)
@@ -291,7 +309,7 @@ def test_what_is_not_finite_is_named_with_its_images_and_not_saved(
     train = json.loads((copied / "images.json").read_text())["train"]
     names = ", ".join(train[row] for row in shown[0])
     assert_refused(
-        ended, str(copied), "the loss is nan", "gradient norm", f"at step 3, on {names}."
+        ended, str(copied), "the loss is nan", "gradient norm", f"at step 3, on {names}.", "--init"
     )
     assert checkpoints.steps(copied) == [2]
     for leaf, again in zip(before, held(copied, 2), strict=True):

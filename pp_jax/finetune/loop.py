@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 from tqdm import tqdm
 
-from pp_jax import sharding, tree
+from pp_jax import checkpoints, sharding, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune import monitor, pictures, recipe, runs, stopping
 from pp_jax.finetune.embeddings import Embedder, make_embedder
@@ -60,6 +60,15 @@ class _Plan(NamedTuple):
         return self.picture > 0 and step % self.picture == 0
 
 
+class _Begun(NamedTuple):
+    """Where a training goes on."""
+
+    batches: Iterator[Batch]
+    start: int  # The last step that was made.
+    owed: bool  # Whether the validation after it is still to be made.
+    plan: _Plan
+
+
 class _Judge(NamedTuple):
     """How a state is judged, and where it is told."""
 
@@ -82,7 +91,7 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
 
     Raises:
       ValueError: A batch that the devices cannot share or the data cannot fill; a service to log to
-        that is not installed; early stopping with nothing to validate on.
+        that is not installed or does not start; early stopping with nothing to validate on.
       CheckpointError: As `runs.begin`.
       FloatingPointError: The loss or the gradient is no longer finite. Nothing of it is saved.
     """
@@ -102,8 +111,26 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
         print(f"{run}: resuming after step {start}")
     # A batch that the devices or the data do not allow is refused before weights are read.
     sharding.check_batch(settings.batch, mesh, parts=settings.accumulate)
+    begun = _Begun(feed.train(start), start, owed, plan)
+    # So is a service that does not start.
+    with monitor.Monitor(run, settings, log, start=start, total=total) as told:
+        _train(run, settings, feed, begun, told=told, mesh=mesh)
+    return log.rows
+
+
+def _train(
+    run: Path,
+    settings: TrainConfig,
+    feed: Feed,
+    begun: _Begun,
+    *,
+    told: monitor.Monitor,
+    mesh: Mesh,
+) -> None:
+    """Training from where it begins to its last step."""
+    batches, start, owed, plan = begun
+    total = plan.total
     positions = sharding.place_batch(_positions(settings.batch), mesh)
-    batches = feed.train(start)
     optimizer = recipe.optimizer_of(settings, steps=total)
     state, frozen, base = runs.begin(run, settings, optimizer, step=start, mesh=mesh)
     _describe(state, frozen, settings, total=total, start=start)
@@ -122,34 +149,36 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     score, answer = _judges(settings, frozen, key, mesh=mesh)
     drawn = settings.pictures_every != 0
     pictured = pictures.place(images, embedded, mesh=mesh) if drawn else []
-    with (
-        stopping.on_signal() as asked,
-        monitor.Monitor(run, settings, log, start=start, total=total) as told,
-    ):
-        judge = _Judge(run, settings, feed, base, mesh, score, answer, pictured, told)
+    judge = _Judge(run, settings, feed, base, mesh, score, answer, pictured, told)
+    with stopping.on_signal() as asked:
         if owed:
             _settle(judge, state, start, plan=plan, saved=True)
+            if early := _ended(told.rows, settings, start=0, total=total):
+                told.say(f"{run}: {early}")
+                total = start
         batch = _load(batches, mesh)
         for number in range(start + 1, total + 1):
-            begun = time.perf_counter()
+            before = time.perf_counter()
             index = batch.index
             state, means = step(state, frozen, batch.placed, positions, key)
             batch = _load(batches, mesh)  # While the devices compute.
             row = _row(number, "train", means, feed.facts)
             row["lr"] = float(f"{rate(number - 1) * _reduction(state):.6g}")
-            row["seconds"] = round(time.perf_counter() - begun, 3)
+            row["seconds"] = round(time.perf_counter() - before, 3)
             told.step(row)
             _require_finite(row, run, names=feed.names(index))
             if asked(number):
-                runs.save_step(run, state, settings=settings, base=base)
+                runs.save_step(run, state, settings=settings, base=base, last=plan.total)
                 told.say(f"step {number} is saved; go on with `python train.py --resume {run}`")
                 break
             _settle(judge, state, number, plan=plan)
-            if plan.is_due(number) and (early := _ended(log.rows, settings, start=0, total=total)):
+            if number % feed.epoch_steps == 0:
+                told.curve()
+            if plan.is_due(number) and (early := _ended(told.rows, settings, start=0, total=total)):
                 told.say(f"{run}: {early}")
                 break
+        told.curve(last=True)
         told.say(f"peak memory: {peak_memory()}")
-    return log.rows
 
 
 def _ended(rows: list[dict[str, Any]], settings: TrainConfig, *, start: int, total: int) -> str:
@@ -235,7 +264,9 @@ def _settle(judge: _Judge, state: State, number: int, *, plan: _Plan, saved: boo
             judge.told.validation(row)
             _require_finite(row, judge.run, names=["the validation part"])
         if not saved:
-            runs.save_step(judge.run, state, settings=judge.settings, base=judge.base)
+            runs.save_step(
+                judge.run, state, settings=judge.settings, base=judge.base, last=plan.total
+            )
         if row is not None:
             runs.note_best(judge.run, step=number, value=row["dice_metric"])
         judge.told.curve()
@@ -293,10 +324,14 @@ def _require_finite(row: dict[str, Any], run: Path, *, names: list[str]) -> None
     }
     if wrong:
         told = ", ".join(f"the {name} is {value}" for name, value in wrong.items())
+        kept, begin = "there is no checkpoint before it", "start anew with"
+        if checkpoints.steps(run):
+            kept = "the checkpoints before it are kept"
+            begin = f"start from what is kept with `--init {run}`,"
         raise FloatingPointError(
             f"{run}: {told} at step {row['step']}, on {', '.join(names)}. Nothing of that step is "
-            "saved, and the checkpoints before it are kept. Look at these images; or start from "
-            f"what is kept with `--init {run}`, another --out and a lower --lr, or --dtype float32"
+            f"saved, and {kept}. Look at these images; or {begin} another --out and a lower --lr, "
+            "or --dtype float32"
         )
 
 

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import math
+import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -21,6 +22,7 @@ from pp_jax.finetune import runs
 
 _RECENT = 20  # Steps whose mean time is the rate that the bar shows.
 _FLUSH_SECONDS = 10
+_CURVE_SECONDS = 10
 
 
 class Sink(NamedTuple):
@@ -28,7 +30,7 @@ class Sink(NamedTuple):
 
     scalars: Callable[[Mapping[str, float], int], None]  # By tag, of a step.
     picture: Callable[[Path, int], None]  # A PNG, of a step.
-    close: Callable[[], None]
+    close: Callable[[bool], None]  # Told whether the training ended by an error.
 
 
 class Log:
@@ -36,26 +38,18 @@ class Log:
 
     def __init__(self, path: Path, *, resumed_at: int):
         self._path, self._active = path, jax.process_index() == 0
-        lines = path.read_text().splitlines() if path.is_file() else []
-        self.rows = [row for row in map(_parse, lines) if row and row["step"] <= resumed_at]
+        self.rows = [row for row in runs.read_rows(path.parent) if row["step"] <= resumed_at]
         if self._active:
-            partial = path.with_name(path.name + ".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-            partial.rename(path)
+            unfinished = path.with_name(path.name + ".partial")
+            unfinished.write_text("".join(map(runs.to_line, self.rows)))
+            unfinished.rename(path)
 
     def add(self, row: dict[str, Any]) -> None:
         """The row stands at the end of the log."""
         self.rows.append(row)
         if self._active:
             with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None  # The last line of a run that was killed while it wrote.
+                file.write(runs.to_line(row))
 
 
 class Monitor:
@@ -67,19 +61,24 @@ class Monitor:
       log: Its rows up to the step that is resumed from.
       start: That step.
       total: The last step.
+
+    Raises:
+      ValueError: A service does not let the run in.
     """
 
     def __init__(self, run: Path, settings: TrainConfig, log: Log, *, start: int, total: int):
         self._run, self._log, self._total = run, log, total
         self._batch, self._active = settings.batch, jax.process_index() == 0
         self._bar: tqdm | None = None
-        self._closing = contextlib.ExitStack()
+        self._drawn, self._drawn_at = 0, -math.inf  # Rows in the curve, and when that was drawn.
         self._sinks: list[Sink] = []
         wanted = (settings.tensorboard, to_tensorboard), (settings.wandb, to_wandb)
-        for make in [make for asked, make in wanted if asked and self._active]:
-            sink = make(run, settings, start=start)
-            self._closing.callback(sink.close)
-            self._sinks.append(sink)
+        with contextlib.ExitStack() as closing:
+            for make in [make for asked, make in wanted if asked and self._active]:
+                sink = make(run, settings, start=start)
+                closing.push(partial(_close, sink))
+                self._sinks.append(sink)
+            self._closing = closing.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +89,7 @@ class Monitor:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._closing.close()
+        self._closing.__exit__(kind, error, at)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -123,10 +122,17 @@ class Monitor:
             f"step {row['step']}: validation loss {row['loss']:.3f}, Dice {row['dice_metric']:.3f}"
         )
 
-    def curve(self) -> None:
-        """The run's learning curve is drawn anew."""
-        if self._active and self.rows:
+    def curve(self, *, last: bool = False) -> None:
+        """The run's learning curve shows all rows, unless it was drawn a few seconds ago.
+
+        Args:
+          last: There will be no other.
+        """
+        now = time.monotonic()
+        due = last or now - self._drawn_at >= _CURVE_SECONDS
+        if self._active and due and len(self.rows) > self._drawn:
             plots.learning_curve(self._run / runs.CURVE, self.rows)
+            self._drawn, self._drawn_at = len(self.rows), now
 
     def picture(self, path: Path, *, step: int) -> None:
         """A picture that was drawn is shown wherever pictures are."""
@@ -137,6 +143,12 @@ class Monitor:
         self._log.add(row)
         for sink in self._sinks:
             sink.scalars(tagged(row), row["step"])
+
+
+def _close(sink: Sink, kind: type[BaseException] | None, *rest: object) -> None:
+    """A signal to stop is no error."""
+    del rest
+    sink.close(kind is not None and issubclass(kind, Exception))
 
 
 def _shown(rows: list[dict[str, Any]], *, batch: int) -> dict[str, str]:
@@ -205,21 +217,31 @@ def to_tensorboard(run: Path, settings: TrainConfig, *, start: int) -> Sink:
                 "predictions", np.asarray(file.convert("RGB")), step, dataformats="HWC"
             )
 
-    return Sink(scalars, picture, writer.close)
+    return Sink(scalars, picture, lambda failed: writer.close())
 
 
 def to_wandb(run: Path, settings: TrainConfig, *, start: int) -> Sink:
-    """A run of a project of Weights & Biases; each start is one, those of a folder are a group."""
+    """A run of a project of Weights & Biases; each start is one, those of a folder are a group.
+
+    Raises:
+      ValueError: Nobody is logged in, or the service cannot be reached.
+    """
     import wandb
 
     name = run.name if not start else f"{run.name} from step {start}"
-    logged = wandb.init(
-        project=settings.wandb,
-        group=run.name,
-        name=name,
-        dir=str(run),
-        config=dataclasses.asdict(settings),
-    )
+    try:
+        logged = wandb.init(
+            project=settings.wandb,
+            group=run.name,
+            name=name,
+            dir=str(run),
+            config=dataclasses.asdict(settings),
+        )
+    except wandb.Error as error:
+        raise ValueError(
+            f"--wandb {settings.wandb}: Weights & Biases does not start ({error}); run `wandb "
+            "login`, or set WANDB_MODE=offline, or leave --wandb out"
+        ) from error
 
     def scalars(figures: Mapping[str, float], step: int) -> None:
         logged.log(dict(figures), step=step)
@@ -227,4 +249,4 @@ def to_wandb(run: Path, settings: TrainConfig, *, start: int) -> Sink:
     def picture(path: Path, step: int) -> None:
         logged.log({"predictions": wandb.Image(str(path))}, step=step)
 
-    return Sink(scalars, picture, logged.finish)
+    return Sink(scalars, picture, lambda failed: logged.finish(exit_code=int(failed)))
