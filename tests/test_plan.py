@@ -98,7 +98,11 @@ from pathlib import Path
 import train
 from pp_jax import sharding
 from pp_jax.finetune import plan, recipe, runs
+from pp_jax.sam import config as sizes
+from tests.test_step import SMALL
 
+for module in (sizes, recipe, runs):
+    module.VARIANTS = {"tiny": SMALL}
 out = Path(sys.argv.pop())
 made, make = [], plan.make_plan
 
@@ -238,6 +242,7 @@ def test_the_refusal_of_the_compiler_tells_how_much_it_would_take():
     assert held[plan.TEMPORARY] == 18.5 * plan.GIB
 
 
+@pytest.mark.slow  # Without libtpu it is skipped, and nothing of the quick tests may be.
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="no libtpu (tpu-plan)")
 def test_a_topology_of_tpus_has_its_chips_and_an_unknown_one_is_named():
     for spec, chips in (("tpu:v5e:4x4", 16), ("tpu:v4:2x2x1", 4), ("tpu:v5p:2x2x2", 8)):
