@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from pp_jax import sharding, tree
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.finetune.recipe import trained_of
+from pp_jax.finetune.recipe import model_of, trained_of
 from pp_jax.preprocess import augment, filters, roi, specs
 from pp_jax.preprocess.fusion import FUSIONS
 from pp_jax.preprocess.stage import make_stage
-from pp_jax.sam import Sam, sized
 
 _ENCODER = ("params/image_encoder/", "lora/")
 _VERSION = 1  # To be raised when encoder, input stage or resizing compute something else.
@@ -57,8 +56,8 @@ def check_fixed(settings: TrainConfig) -> None:
 
 def make_embedder(settings: TrainConfig, variables: Mapping[str, Any], *, mesh: Mesh) -> Embedder:
     """The embedder of a run; `compute` takes this process's rows of a batch the mesh can share."""
-    config = sized(settings.variant, settings.image_size)
-    model = Sam(config, dtype=jnp.dtype(settings.dtype), attention=settings.attention)
+    model = model_of(settings, mesh=mesh)
+    config = model.config
     stage = make_stage(look_of(settings), side=config.image_size)
 
     def encode(variables, images, sizes):
@@ -97,7 +96,13 @@ def hash_weights(variables: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for path, leaf in sorted(tree.flatten(variables).items()):
         if path.startswith(_ENCODER):
-            array = np.asarray(leaf)
+            array = _whole(leaf)
             digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
             digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    if getattr(leaf, "is_fully_addressable", True):
+        return np.asarray(leaf)
+    return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
