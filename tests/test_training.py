@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import shutil
 import signal
 import time
@@ -314,6 +315,13 @@ def test_what_is_not_finite_is_named_with_its_images_and_not_saved(
     assert checkpoints.steps(copied) == [2]
     for leaf, again in zip(before, held(copied, 2), strict=True):
         np.testing.assert_array_equal(leaf, again)
+
+
+def test_before_the_first_checkpoint_there_is_none_to_start_from(tmp_path):
+    row = {"step": 1, "split": "train", "loss": math.nan}
+    with pytest.raises(FloatingPointError, match=r"no checkpoint before it.*; or start anew") as no:
+        train_front.loop._require_finite(row, tmp_path, names=["a"])
+    assert "--init" not in str(no.value)
 
 
 def test_patience_needs_images_to_validate_on(data, tmp_path, monkeypatch):
