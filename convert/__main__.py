@@ -3,6 +3,7 @@
 python -m convert sam_vit_b_01ec64.pth checkpoints/vit_b     official, Hugging Face or MedSAM in
 python -m convert runs/NAME fine_tuned.pth                   out, for every tool that reads SAM
 python -m convert runs/NAME pairs.safetensors --part lora    out, only what was trained beside pairs
+python -m convert sam_vit_b_01ec64.pth out.pth --add pairs.safetensors   such a part, put back in
 python -m convert --download vit_b                           fetch, verify and convert
 """
 
@@ -40,6 +41,9 @@ class Convert:
     part: str = ""
     """From a run with `--trainable lora`: `lora` writes its pairs and what else it trained, alone,
     as `convert/pairs.py` says; default: all weights, pairs merged into them."""
+    add: Path | None = None
+    """What `--part lora` wrote, put into the file of weights that its run began from: OUT is a .pth
+    or .safetensors."""
     force: bool = False
     """Replace what is already there."""
 
@@ -99,9 +103,12 @@ def export(folder: Path, out: Path, *, part: str = "") -> dict[str, Any]:
     if lora:
         trained, _ = tree.partition(loaded.variables, rules_of(loaded.config))
         state = pairs.to_part(trained, loaded.variables)
+        model = {name: loaded.variables[name] for name in ("params", "constants")}
+        frozen = pairs.hash_frozen(official.to_state_dict(model), state)
+        of_pairs = pairs.to_facts(pairs.Part(state, lora, _base_of(runs.home(folder)), frozen))
     else:
         model = {name: held for name, held in loaded.variables.items() if name != "fusion"}
-        state = official.to_state_dict(model)
+        state, of_pairs = official.to_state_dict(model), None
     facts = {"variant": loaded.variant, "step": loaded.step, "look": ""}
     if loaded.look != Look():
         fusion = jax.tree.map(lambda x: x.tolist(), jax.device_get(loaded.variables.get("fusion")))
@@ -109,8 +116,37 @@ def export(folder: Path, out: Path, *, part: str = "") -> dict[str, Any]:
         look.parent.mkdir(parents=True, exist_ok=True)
         checkpoints.write_json(look, dataclasses.asdict(loaded.look) | {"learned": fusion})
         facts["look"] = str(look)
-    official.write_state_dict(out, state, lora=lora)
+    official.write_state_dict(out, state, facts=of_pairs)
     return facts
+
+
+def _base_of(run: Path) -> str:
+    """What a run began from: a file with its sha256, a run, or `random`."""
+    source = checkpoints.read_manifest(run / "base").get("source", "random")
+    manifest = Path(source) / checkpoints.MANIFEST
+    held = checkpoints.read_manifest(Path(source)) if manifest.is_file() else {}
+    if "source_sha256" in held:
+        return f"{held['source']}, sha256 {held['source_sha256']}"
+    return source if source == "random" else f"run {source}"
+
+
+def add_part(source: Path, out: Path, *, part: Path) -> str:
+    """The file `out` holds the weights of `source` with a part; in words, what that began from.
+
+    Raises:
+      ValueError: No file of weights or no part, weights the part was not trained on, another
+        suffix, or torch is missing.
+    """
+    official = _torch_side()
+    held = official.read_part(part)
+    state = official.read_state_dict(source)
+    arrays = {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+    try:
+        changed = pairs.apply_part(arrays, held)
+    except ValueError as error:
+        raise ValueError(f"{source} with --add {part}: {error}") from error
+    official.write_state_dict(out, changed)
+    return held.base
 
 
 def _torch_side() -> Any:
@@ -171,9 +207,15 @@ def main() -> None:
             source = download.download(args.download, out.parent)
         if source is None or out is None:
             raise ValueError("give SOURCE and OUT, or --download VARIANT; see --help")
-        if source.is_dir():
-            if out.is_dir() or (out.exists() and not args.force):
-                raise ValueError(f"{out}: already there; choose another file or add --force")
+        if args.add and (source.is_dir() or args.part):
+            raise ValueError(f"--add {args.add}: needs a file of weights, without --part")
+        to_file = source.is_dir() or args.add
+        if to_file and (out.is_dir() or (out.exists() and not args.force)):
+            raise ValueError(f"{out}: already there; choose another file or add --force")
+        if args.add:
+            base = add_part(source, out, part=args.add)
+            print(f"{out}: {base}, with the pairs of {args.add}, official names")
+        elif source.is_dir():
             facts = export(source, out, part=args.part)
             step = f", step {facts['step']}" if facts["step"] is not None else ""
             names = "pairs alone" if args.part else "official names"

@@ -17,10 +17,9 @@ from safetensors.torch import load_file as load_safetensors
 from safetensors.torch import save_file as save_safetensors
 
 from convert import hugging_face
-from convert.pairs import from_facts, to_facts
+from convert.pairs import Part, from_facts
 from convert.rules import correspondence
 from pp_jax import tree
-from pp_jax.lora import Lora
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
 
@@ -161,14 +160,14 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def write_state_dict(
-    path: Path, state: Mapping[str, np.ndarray], *, lora: Lora | None = None
+    path: Path, state: Mapping[str, np.ndarray], *, facts: Mapping[str, Any] | None = None
 ) -> None:
     """The file at `path` (`.pth` or `.safetensors`) holds the tensors, never half of them.
 
     Args:
       path: Replaced if it is there.
       state: Under official names, or a part; see `convert/pairs.py`.
-      lora: Of the pairs in a part.
+      facts: Of the pairs in a part.
 
     Raises:
       ConversionError: Another suffix.
@@ -178,7 +177,7 @@ def write_state_dict(
     partial = path.with_name(path.name + ".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: torch.from_numpy(array) for name, array in state.items()}
-    facts = to_facts(lora) if lora else {}
+    facts = dict(facts or {})
     if path.suffix == ".pth":
         torch.save(tensors | ({"lora": facts} if facts else {}), partial)
     else:
@@ -186,8 +185,8 @@ def write_state_dict(
     partial.rename(path)
 
 
-def read_part(path: Path) -> tuple[dict[str, np.ndarray], Lora]:
-    """The tensors of a file that `--part lora` wrote, and what it says of its pairs.
+def read_part(path: Path) -> Part:
+    """What a file holds that `--part lora` wrote.
 
     Raises:
       ConversionError: There is none.
@@ -195,10 +194,10 @@ def read_part(path: Path) -> tuple[dict[str, np.ndarray], Lora]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy") as file:
-                lora = from_facts(file.metadata())
-            return numpy_safetensors(path), lora
+                facts = file.metadata()
+            return from_facts(numpy_safetensors(path), facts)
         held = torch.load(path, map_location="cpu", weights_only=True)
-        lora = from_facts(held.pop("lora"))
-        return {name: tensor.numpy() for name, tensor in held.items()}, lora
-    except (KeyError, TypeError, OSError, SafetensorError) as error:
+        facts = held.pop("lora")
+        return from_facts({name: tensor.numpy() for name, tensor in held.items()}, facts)
+    except (KeyError, TypeError, OSError, SafetensorError, pickle.UnpicklingError) as error:
         raise ConversionError(f"{path}: no file that `--part lora` wrote ({error})") from error

@@ -14,7 +14,6 @@ import torch
 
 from convert import __main__ as front
 from convert.official import ConversionError, read_part, to_state_dict
-from convert.pairs import apply_part
 from convert.reference import with_state
 from pp_jax import checkpoints, tree
 from pp_jax.config import TrainConfig, resolve
@@ -42,7 +41,11 @@ def variables_of(config: SamConfig, lora: Lora, *, seed: int) -> dict:
 def write_run(folder: Path, settings: TrainConfig, variables: dict) -> Path:
     """A run as a training leaves it after four steps."""
     trainable, frozen = tree.partition(variables, rules_of(settings))
-    checkpoints.save(folder / "base", frozen, facts={"kind": "base", "variant": "tiny"})
+    begun = folder.parent / "begun"
+    held = {"kind": "converted", "source": "official.pth", "source_sha256": "12ab"}
+    checkpoints.save(begun, {"params": {"x": np.ones(1)}}, facts=held)
+    facts = {"kind": "base", "variant": "tiny", "source": str(begun)}
+    checkpoints.save(folder / "base", frozen, facts=facts)
     facts = {
         "kind": "step",
         "variant": "tiny",
@@ -97,22 +100,36 @@ def test_the_official_weights_and_the_pairs_alone_are_the_merged_model(
     monkeypatch.setattr(sys, "argv", ["convert", str(run), str(out), "--part", "lora"])
     front.main()
     assert capsys.readouterr().out == f"{out}: tiny, step 4, pairs alone\n"
-    part, lora = read_part(out)
-    assert (lora, lora.scale) == (lora_of(SETTINGS), 1.5)
+    part, lora, base, _ = read_part(out)
+    assert (lora, lora.scale, base) == (lora_of(SETTINGS), 1.5, "official.pth, sha256 12ab")
     assert part["image_encoder.blocks.3.attn.qkv.lora_k.a"].shape == (2, 192)
     assert part["image_encoder.blocks.3.mlp.lin1.lora_lin1.b"].shape == (768, 2)
     whole = {name for name in part if ".lora_" not in name}
     assert whole == {name for name in merged if name.startswith("mask_decoder.")}
-    found = apply_part(base_of(variables, seed=4), part, lora)
+    begun = tmp_path / "official.pth"
+    base = {name: torch.from_numpy(x) for name, x in base_of(variables, seed=4).items()}
+    torch.save(base, begun)
+    argv = ["convert", str(begun), str(tmp_path / "whole.pth"), "--add", str(out)]
+    monkeypatch.setattr(sys, "argv", argv)
+    front.main()
+    assert "whole.pth: official.pth, sha256 12ab, with the pairs of " in capsys.readouterr().out
+    found = torch.load(tmp_path / "whole.pth", weights_only=True)
     assert found.keys() == merged.keys()
     for name, want in merged.items():
         np.testing.assert_allclose(found[name], want, rtol=1e-5, atol=1e-6, err_msg=name)
+    base["image_encoder.blocks.3.attn.qkv.weight"][0, 0] += 1e-3  # Other weights.
+    torch.save(base, begun)
+    monkeypatch.setattr(sys, "argv", [*argv, "--force"])
+    with pytest.raises(SystemExit):
+        front.main()
+    told = "not the weights that the pairs were trained on: official.pth, sha256 12ab; give those"
+    assert told in capsys.readouterr().err
 
 
 def test_a_step_of_a_run_has_pairs_too(run: Path, tmp_path: Path) -> None:
     for folder, name in ((run, "run"), (run / "steps" / "00000004", "step")):
         front.export(folder, tmp_path / f"{name}.pth", part="lora")
-    one, other = (read_part(tmp_path / f"{name}.pth")[0] for name in ("run", "step"))
+    one, other = (read_part(tmp_path / f"{name}.pth").tensors for name in ("run", "step"))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -151,6 +168,3 @@ def test_what_has_no_pairs_is_one_clear_line(variables: dict, tmp_path: Path) ->
     for name in ("x.pth", "none.safetensors"):
         with pytest.raises(ConversionError, match=f"{name}: no file that `--part lora` wrote"):
             read_part(tmp_path / name)
-    strange = {"image_encoder.blocks.7.attn.qkv.lora_q.a": np.ones((2, 192), np.float32)}
-    with pytest.raises(ValueError, match=r"lora_q.a: .* have no image_encoder.blocks.7.attn.qkv"):
-        apply_part({}, strange, lora_of(SETTINGS))
