@@ -99,10 +99,12 @@ import train
 from pp_jax import sharding
 from pp_jax.finetune import plan, recipe, runs
 from pp_jax.sam import config as sizes
-from tests.test_step import SMALL
 
+# Not of `tests.test_step`, which starts jax before the plan has said on how many devices.
+small = dataclasses.replace(sizes.VARIANTS["tiny"], embed_dim=32, depth=2, num_heads=2,
+                            global_blocks=(1,), decoder_depth=1, decoder_mlp_dim=32)
 for module in (sizes, recipe, runs):
-    module.VARIANTS = {"tiny": SMALL}
+    module.VARIANTS = {"tiny": small}
 out = Path(sys.argv.pop())
 made, make = [], plan.make_plan
 
