@@ -169,8 +169,8 @@ def accumulated(parts: int, mesh: jax.sharding.Mesh) -> tuple[np.ndarray, str]:
     placed = jax.device_put(state, sharding.replicated(mesh))
     step = jax.jit(make_step(linear, optimizer, accumulate=parts))
     arguments = (placed, {}, batch, batch[2], KEY)
-    text = step.lower(*arguments).compile().as_text()
-    return np.asarray(step(*arguments)[0].trainable["w"]), text
+    program = step.lower(*arguments).compile()
+    return np.asarray(program(*arguments)[0].trainable["w"]), program.as_text()
 
 
 def regressed() -> np.ndarray:
