@@ -4,8 +4,6 @@ import ctypes
 import re
 from pathlib import Path
 
-import jax
-
 # <malloc.h>: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD.
 _TRIM, _MAP = -1, -3
 _LARGEST, _LARGEST_ONCE = 2**31 - 1, 2**25  # Before 2.35 or so glibc refuses more than 32 MiB.
@@ -33,6 +31,8 @@ def keep_freed_memory() -> bool:
 
 def peak_memory() -> str:
     """The most memory that was held so far, in words: of the process, and of the fullest device."""
+    import jax  # Only here: programs in torch keep freed memory too, and are measured without jax.
+
     status = Path("/proc/self/status")
     # Not `ru_maxrss`, which a process inherits from the one that started it.
     found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None

@@ -78,7 +78,7 @@ def finish(process: subprocess.Popen) -> Ended:
 
 def flags(data: Path, run: Path, **more: object) -> list[str]:
     choices = {"data_dir": data, "out": run, "steps": STEPS, "batch": 4, "save_every": 2}
-    choices |= {"trainable": "decoder", "keep": 3} | more
+    choices |= {"trainable": "decoder", "keep": 3, "pictures_every": 0} | more
     return [part for k, v in choices.items() for part in (f"--{k.replace('_', '-')}", str(v))]
 
 

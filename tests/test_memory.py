@@ -47,4 +47,4 @@ def test_the_peak_counts_memory_that_was_held_and_given_back():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     gib = float(done.stdout.split()[0])
-    assert 2.0 < gib < 3.0  # 2 GiB of ones, and jax.
+    assert 2.0 <= gib < 3.0  # 2 GiB of ones, and what Python holds; .1 is the last digit told.

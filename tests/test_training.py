@@ -48,16 +48,12 @@ def test_a_run_leaves_its_files(run):
         "steps",
         "metrics.jsonl",
         "curves.png",
-        "pictures",
         "tensorboard",
         "best.json",
     }
-    for folder, suffix in (("steps", ""), ("pictures", ".png")):
-        names = sorted(path.name for path in (run / folder).iterdir())
-        assert names == [f"0000000{step}{suffix}" for step in (2, 4)]
-    for picture in (run / "curves.png", run / "pictures" / "00000004.png"):
-        with Image.open(picture) as file:
-            assert file.width == 1200
+    assert sorted(path.name for path in (run / "steps").iterdir()) == ["00000002", "00000004"]
+    with Image.open(run / "curves.png") as file:
+        assert file.width == 1200
     assert json.loads((run / "environment.json").read_text())["jax"] == jax.__version__
 
 
@@ -133,9 +129,8 @@ def told(run):
 def test_a_run_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(
     compiled, data, run, tmp_path
 ):
-    """No pictures are drawn on the way, too."""
     out = tmp_path / "stopped"
-    process = start(compiled, *flags(data, out, pictures_every=0))
+    process = start(compiled, *flags(data, out))
     reached(process, out, 1)
     process.send_signal(signal.SIGTERM)
     ended = finish(process)
@@ -146,7 +141,7 @@ def test_a_run_asked_to_stop_and_then_killed_ends_as_if_it_had_not_been(
     assert f"step {newest} is saved; go on with `python train.py --resume {out}`" in ended.out
     assert "done. Score it" not in ended.out
 
-    process = start(compiled, *flags(data, out, pictures_every=0))
+    process = start(compiled, *flags(data, out))
     reached(process, out, 3)
     process.send_signal(signal.SIGKILL)
     killed = finish(process)
@@ -270,11 +265,13 @@ def test_a_validation_that_is_made_up_for_may_end_the_run(copied, data, monkeypa
 def test_a_run_that_stopped_early_does_not_go_on(compiled, data, tmp_path, monkeypatch):
     out = tmp_path / "run"
     monkeypatch.setattr(train_front.loop.stopping, "stopped_early", stops_at_two)
-    early = flags(data, out, patience=1)
+    early = flags(data, out, patience=1, pictures_every=2)
     ended = front("train.py", *early)
     assert ended.code == 0, ended.err
     assert "stopped early at step 2: in 1 validations no Dice was above" in ended.out
     assert checkpoints.steps(out) == [2]
+    with Image.open(out / "pictures" / "00000002.png") as picture:
+        assert picture.width == 1200
     again = front("train.py", *early)
     assert again.code == 0, again.err
     assert "stopped early at step 2" in again.out
