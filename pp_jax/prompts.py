@@ -189,11 +189,7 @@ def point_prompt(
     del boxes
     uniform = jax.random.uniform(key, targets.shape[:1])
     cells = jax.vmap(draw_cell)(_clickable(targets), uniform)
-    clicked = valid & jnp.any(targets > 0, axis=(1, 2))
-    return Marks(
-        points=cell_centres(cells, size, stride=side / targets.shape[-1])[:, None],
-        labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None],
-    )
+    return _click(cells[:, None], valid[:, None], targets, size, side=side)
 
 
 def centre_prompt(
@@ -214,11 +210,7 @@ def centre_prompt(
     depth = distances(~inside)[:, 1:-1, 1:-1]
     deepest = jnp.argmax(depth.reshape(len(targets), -1), axis=1)
     cells = jnp.stack([deepest % targets.shape[2], deepest // targets.shape[2]], axis=-1)
-    clicked = valid & jnp.any(targets > 0, axis=(1, 2))
-    return Marks(
-        points=cell_centres(cells, size, stride=side / targets.shape[-1])[:, None],
-        labels=jnp.where(clicked, FOREGROUND, NEUTRAL)[:, None],
-    )
+    return _click(cells[:, None], valid[:, None], targets, size, side=side)
 
 
 def scribble_prompt(
@@ -239,9 +231,21 @@ def scribble_prompt(
     cells = _clickable(targets)
     first = jax.vmap(draw_cell)(cells, jax.random.uniform(key, targets.shape[:1]))
     spread, fresh = jax.vmap(farthest_cells)(cells, first)
-    clicked = fresh & (valid & jnp.any(targets > 0, axis=(1, 2)))[:, None]
+    return _click(spread, fresh & valid[:, None], targets, size, side=side)
+
+
+def _click(
+    cells: Int[Array, "N P 2"],
+    wanted: Bool[Array, "N P"],
+    targets: Float[Array, "N h w"],
+    size: Int[Array, "2"],
+    *,
+    side: int,
+) -> Marks:
+    """Foreground clicks on the wanted cells of targets that are not empty."""
+    clicked = wanted & jnp.any(targets > 0, axis=(1, 2))[:, None]
     return Marks(
-        points=cell_centres(spread, size, stride=side / targets.shape[-1]),
+        points=cell_centres(cells, size, stride=side / targets.shape[-1]),
         labels=jnp.where(clicked, FOREGROUND, NEUTRAL),
     )
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from pp_jax import sharding, tree
 from pp_jax.config import Look
 from pp_jax.evaluate.overlays import Case, overlay_sheet
+from pp_jax.finetune.step import embedding_of
 from pp_jax.preprocess.stage import make_shown, make_stage
 from pp_jax.prompts import PROMPTINGS, Purpose, example_keys, sample_prompts
 from pp_jax.sam import Sam
@@ -72,17 +73,13 @@ def make_answer(model: Sam, look: Look, *, prompting: str) -> Callable[..., Answ
             side=side,
         )
         variables = tree.combine(trainable, frozen)
-        parameters = variables.get("fusion")
-        if batch.features is None:
-            embedding = model.apply(
-                variables, stage(batch.image, batch.size, parameters), method="encode"
-            )
-        else:
-            embedding = batch.features.astype(jnp.float32)
+        embedding = embedding_of(model, stage, variables, batch)
         output = model.apply(variables, embedding, prompts, method="decode").three().best()
         cells = batch.targets.shape[-1]
         pixels = side // cells
-        levels = jax.vmap(shown, in_axes=(0, 0, None))(batch.image, batch.size, parameters)
+        levels = jax.vmap(shown, in_axes=(0, 0, None))(
+            batch.image, batch.size, variables.get("fusion")
+        )
         blocks = levels.reshape(-1, cells, pixels, cells, pixels, 3).mean((2, 4), jnp.float32)
         return Answer(
             batch.index,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from pp_jax import tree
 from pp_jax.finetune.iterative import Task, draw_rounds, make_rounds
@@ -89,11 +89,7 @@ def make_terms(
             side=side,
         )
         variables = tree.combine(trainable, frozen)
-        if batch.features is None:
-            shown = stage(batch.image, batch.size, variables.get("fusion"))
-            embedding = model.apply(variables, shown, method="encode")
-        else:
-            embedding = batch.features.astype(jnp.float32)
+        embedding = embedding_of(model, stage, variables, batch)
         wanted = wanted_of(batch, side=side, image=bool(weights.get("affinity")))
         if clicks and rounds > 1:
             draws = draw_rounds(keys, objects=batch.valid.shape[1], rounds=rounds)
@@ -103,6 +99,16 @@ def make_terms(
         return score(decode(variables, embedding, prompts).three(), wanted)
 
     return terms
+
+
+def embedding_of(
+    model: Sam, stage: Callable, variables: Params, batch: Batch
+) -> Float[Array, "B h w D"]:
+    """The batch's embedding, computed of what the `stage` makes of its images if it brings none."""
+    if batch.features is not None:
+        return batch.features.astype(jnp.float32)
+    shown = stage(batch.image, batch.size, variables.get("fusion"))
+    return model.apply(variables, shown, method="encode")
 
 
 def read_by_decoder(variables: Params) -> Params:
