@@ -1,0 +1,1 @@
+"""Segmentation without SAM, to measure it against: classical methods and convolutional nets."""
