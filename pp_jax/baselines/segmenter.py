@@ -4,17 +4,19 @@ Here to encode is to hand on, and to decode is the network, once for each prompt
 in `decode`, and nothing is shared between prompts.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from pp_jax.baselines.unet import NORMS, PADDINGS, UPS, UNet
+from pp_jax.baselines.backbones import ResNet50, Vgg16
+from pp_jax.baselines.deeplab import DeepLab
+from pp_jax.baselines.unet import NORMS, PADDINGS, UPS, BackboneUNet, UNet
 from pp_jax.sam.model import SamOutput
 from pp_jax.types import BOTTOM_RIGHT, TOP_LEFT, Prompts, check
 
@@ -25,15 +27,15 @@ _MASKS = 4  # As many as SAM has tokens for.
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """Sizes of one network. Fields that a network does not read keep their default."""
+    """Sizes of one network. A field that the network does not read must keep its default."""
 
     network: str = "unet"  # A row of NETWORKS.
     image_size: int = 256
     width: int = 64  # Channels of the first level.
-    depth: int = 5  # Levels; of `unet` alone.
-    padding: str = "same"  # A row of PADDINGS; of `unet` alone.
+    depth: int = 5  # Levels.
+    padding: str = "same"  # A row of PADDINGS.
     up: str = "transposed"  # A row of UPS.
-    skips: bool = True
+    skips: bool = True  # Whether levels of the same resolution are joined.
     norm: str = "none"  # A row of NORMS.
 
     def __post_init__(self) -> None:
@@ -50,8 +52,12 @@ class SegmenterConfig:
                 )
         if not 1 <= self.depth <= 5:
             raise ValueError(f"{self.depth=} must lie in [1, 5]")
-        if self.width < 1 or (self.norm == "group" and self.width % 8):
-            raise ValueError(f"{self.width=} must be positive, with norm 'group' a multiple of 8")
+        if self.width < 1:
+            raise ValueError(f"{self.width=} must be positive")
+        read = {"network", "image_size", *NETWORKS[self.network].options}
+        for field in fields(self):
+            if field.name not in read and getattr(self, field.name) != field.default:
+                raise ValueError(f"network {self.network!r} has no {field.name}: leave it out")
 
     @property
     def mask_side(self) -> int:
@@ -72,9 +78,9 @@ class Segmenter(nn.Module):
 
     def setup(self) -> None:
         """The network."""
-        make, options = NETWORKS[self.config.network]
-        given = {name: getattr(self.config, name) for name in options}
-        self.network = make(**given, dtype=self.dtype, remat=self.remat)
+        row = NETWORKS[self.config.network]
+        options = {name: getattr(self.config, name) for name in row.options}
+        self.network = row.make(**options, dtype=self.dtype, remat=self.remat)
 
     def __call__(self, image: Float[Array, "B S S 3"], prompts: Prompts) -> SamOutput:
         """The mask of each prompt, for normalised, padded images."""
@@ -144,15 +150,40 @@ def segmenter_config(name: str, image_size: int | None = None) -> SegmenterConfi
     return config if image_size is None else replace(config, image_size=image_size)
 
 
-# Each network, and the fields of the config that it reads.
-NETWORKS: Mapping[str, tuple[Any, tuple[str, ...]]] = MappingProxyType(
-    {"unet": (UNet, ("width", "depth", "padding", "up", "skips", "norm"))}
+def _on_vgg16(*, dtype: jnp.dtype, remat: bool, **options: Any) -> nn.Module:
+    backbone = Vgg16(dtype=dtype, remat=remat)
+    return BackboneUNet(backbone, first=0, dtype=dtype, remat=remat, **options)
+
+
+def _on_resnet50(*, dtype: jnp.dtype, remat: bool, **options: Any) -> nn.Module:
+    backbone = ResNet50(dtype=dtype, remat=remat)
+    return BackboneUNet(backbone, first=1, dtype=dtype, remat=remat, **options)
+
+
+class Network(NamedTuple):
+    """How a network is made."""
+
+    make: Callable[..., nn.Module]
+    options: tuple[str, ...]  # The fields of SegmenterConfig that it reads.
+
+
+NETWORKS: Mapping[str, Network] = MappingProxyType(
+    {
+        "unet": Network(UNet, ("width", "depth", "padding", "up", "skips", "norm")),
+        "vgg16": Network(_on_vgg16, ("width", "up", "norm")),
+        "resnet50": Network(_on_resnet50, ("width", "up", "norm")),
+        "deeplab": Network(DeepLab, ("width", "norm")),
+    }
 )
 
 SEGMENTERS: Mapping[str, SegmenterConfig] = MappingProxyType(
     {
         "unet": SegmenterConfig(),
         "unet-tiny": SegmenterConfig(width=16),  # For CPUs: a sixteenth of the work.
+        "unet-vgg16": SegmenterConfig("vgg16"),
+        # 256 channels at 1/16 of the resolution, 16 at the image's: the backbone has 2048 and none.
+        "unet-resnet": SegmenterConfig("resnet50", width=16),
         "fcn": SegmenterConfig(skips=False),
+        "deeplabv3+": SegmenterConfig("deeplab", width=256, norm="group"),
     }
 )

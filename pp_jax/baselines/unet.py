@@ -5,6 +5,7 @@ end of the contracting path, one logit (sigmoid) instead of two (softmax), and "
 the paper's.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -44,7 +45,7 @@ class ConvBlock(nn.Module):
                 name=f"conv_{i}",
             )(x)
             if self.norm == "group":
-                x = group_norm(dtype=self.dtype, name=f"norm_{i}")(x)
+                x = group_norm(x.shape[-1], dtype=self.dtype, name=f"norm_{i}")(x)
             x = nn.relu(x)
         return x
 
@@ -90,7 +91,11 @@ class Decoder(nn.Module):
         """Features at twice the resolution, from those below and, if given, those copied."""
         x = Up(self.features, up=self.up, dtype=self.dtype, name="up")(x)
         if skip is not None:
-            x = jnp.concatenate([crop(skip, height=x.shape[1], width=x.shape[2]), x], axis=-1)
+            # With padding "valid" the copy is the larger one; on a backbone, whose sizes are
+            # rounded up, the features from below may be.
+            height, width = (min(x.shape[i], skip.shape[i]) for i in (1, 2))
+            pair = [crop(grid, height=height, width=width) for grid in (skip, x)]
+            x = jnp.concatenate(pair, axis=-1)
         return ConvBlock(
             self.features, padding=self.padding, norm=self.norm, dtype=self.dtype, name="block"
         )(x)
@@ -138,10 +143,40 @@ class UNet(nn.Module):
         return crop(logits[..., None], height=side, width=side)[..., 0].astype(jnp.float32)
 
 
-def group_norm(*, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """GroupNorm of eight groups, with the two-pass variance that torch computes."""
+class BackboneUNet(nn.Module):
+    """An expanding path on the stages of a backbone, for sides that are multiples of 16."""
+
+    backbone: nn.Module  # Answers with a list of features, each of half the resolution before.
+    first: int  # Level of the first of these: 0 at the image's resolution, 1 at half of it.
+    width: int = 64  # Channels of the expanding path at level 0, twice as many at each below.
+    up: str = "transposed"  # A row of UPS.
+    norm: str = "none"  # A row of NORMS; of the expanding path.
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False  # Recompute each level in the backward pass: less memory, a third slower.
+
+    @nn.compact
+    def __call__(self, image: Float[Array, "B S S C"]) -> Float[Array, "B S S"]:
+        """A logit for each pixel, in float32."""
+        decoder = nn.remat(Decoder) if self.remat else Decoder
+        *copies, x = self.backbone(image.astype(self.dtype))
+        copies = [None] * self.first + copies
+        for level in reversed(range(len(copies))):
+            x = decoder(
+                self.width << level,
+                up=self.up,
+                norm=self.norm,
+                dtype=self.dtype,
+                name=f"decoder_{level}",
+            )(x, copies[level])
+        logits = nn.Conv(1, (1, 1), dtype=self.dtype, name="head")(x)[..., 0]
+        return logits.astype(jnp.float32)
+
+
+def group_norm(channels: int, *, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
+    """GroupNorm of eight groups where they divide the channels, with torch's two-pass variance."""
+    groups = math.gcd(_GROUPS, channels)
     return nn.GroupNorm(
-        num_groups=_GROUPS, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name
+        num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name
     )
 
 
