@@ -14,17 +14,17 @@ from pp_jax.evaluate import journal, report, strata
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
 from pp_jax.evaluate.methods import METHODS, Method, Source, Told, guess, parse_methods
 from pp_jax.evaluate.models import CONFIDENCE_HELP, check_confidence
-from pp_jax.evaluate.protocols import HELP, Protocol, parse_protocols, read_prompts
+from pp_jax.evaluate.protocols import BOXED, HELP, Protocol, parse_protocols, read_prompts
 from pp_jax.evaluate.score import score
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import compared, runs
 from pp_jax.finetune.compared import Entry
 from pp_jax.finetune.members import Member, image_size, together
+from pp_jax.finetune.models import config_of
 from pp_jax.look import SAFE
 from pp_jax.predict import ensemble
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import SPECS, describe
-from pp_jax.sam import sized
 from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = {
@@ -45,7 +45,6 @@ CHECKED = SPECS | {
     "primary": (report.parse_primary, "METRIC@PROTOCOL"),
 }
 GUESSES = tuple(name for name in METHODS if name not in ("swap", "blind"))
-BOXES = ("box", "jitter", "box+point")  # Protocols whose prompt is made of an object's box.
 
 Served = Mapping[Path, frozenset[str]]  # The images that each run may be scored on.
 
@@ -196,7 +195,7 @@ def choose(
             f"{settings.part!r}; choose another --part, or --prompt none for images without boxes"
         )
     same = [record for record in chosen if record.from_box and record.boxes]
-    kept = {s: p for s, p in protocols.items() if not same or s.partition(":")[0] not in BOXES}
+    kept = {s: p for s, p in protocols.items() if not same or s.partition(":")[0] not in BOXED}
     if len(kept) < len(protocols) and settings.prompt != "all":
         raise ValueError(
             f"{settings.data_dir}: {len(same)} images (first: {same[0].id}) have no masks as "
@@ -213,7 +212,7 @@ def require_boxes(entries: Sequence[Entry], protocols: Mapping[str, Protocol]) -
     Raises:
       ValueError: A prompt without boxes, with a region around each box.
     """
-    without = [spec for spec in protocols if spec.partition(":")[0] not in BOXES]
+    without = [spec for spec in protocols if spec.partition(":")[0] not in BOXED]
     for member in itertools.chain(*(entry.members for entry in entries)):
         if without and roi.make(member.look.roi).per == "box":
             raise ValueError(
@@ -235,7 +234,7 @@ def make_methods(
     load = compared.make_load(wanted)
     for entry in entries:
         for member in entry.members:
-            side = sized(member.variant, image_size(member, wanted.settings)).image_size
+            side = config_of(member.variant, image_size(member, wanted.settings)).image_size
             for one in together(member):
                 told.append(f"{entry.name}: {describe(one.look, side=side)}")
             own = served[member.folder]

@@ -18,6 +18,7 @@ from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune import (
     loop,
     losses,
+    models,
     monitor,
     optimize,
     pictures,
@@ -31,11 +32,10 @@ from pp_jax.finetune.embeddings import Embedder, check_fixed
 from pp_jax.preprocess import augment, roi
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, make_shown
 from pp_jax.presets import PRESETS
-from pp_jax.sam import VARIANTS, sized
 from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = {
-    "variant": VARIANTS,
+    "variant": models.MODELS,
     "preprocess": ("", *PREPARATIONS),
     "target": targets.TARGETS,
     "trainable": ("", *trainable.POLICIES),
@@ -59,7 +59,7 @@ CHECKED = SPECS | {
     "train_on": (splits.parse_train_on, splits.HELP),
 }
 
-ALIASES = {"prompting": "--prompt"}  # As eval.py calls what it asks with.
+ALIASES = {"prompting": "--prompt", "variant": "--model"}  # As eval.py calls what it asks with.
 
 
 def main() -> None:
@@ -231,7 +231,7 @@ def make_feed(
             stacklevel=2,
         )
     common = {
-        "side": sized(settings.variant, settings.image_size).image_size,
+        "side": models.config_of(settings.variant, settings.image_size).image_size,
         "fit": PREPARATIONS[settings.preprocess].fit,
         "cut": roi.make_for_images(settings.roi),
         "batch": settings.batch,
@@ -290,7 +290,7 @@ def embed(
             dtype=settings.embeddings,
         ),
         embedder.compute,
-        side=sized(settings.variant, settings.image_size).image_size,
+        side=models.config_of(settings.variant, settings.image_size).image_size,
         fit=PREPARATIONS[settings.preprocess].fit,
         cut=roi.make_for_images(settings.roi),
         batch=settings.batch,

@@ -23,7 +23,8 @@ class TrainConfig:
     """Fine-tune SAM on images with findings. Without any flag: `tiny` on the embedded data set."""
 
     variant: str = "tiny"
-    """Which SAM. `tiny` starts from random weights; the others need converted ones."""
+    """Which SAM, or which network beside it. `tiny` and the networks start from random weights; the
+    others need converted ones. A network is trained without a prompt, or on boxes."""
     checkpoint: str = ""
     """Converted weights to start from; default: checkpoints/VARIANT (none for `tiny`)."""
     image_size: int | None = None
@@ -186,6 +187,10 @@ class TrainConfig:
     """Move an old run with other settings aside, instead of refusing."""
 
 
+# Networks that read an image, and a box at most. Their table is `pp_jax.baselines.segmenter`'s.
+SEGMENTERS = ranges.SEGMENTERS
+_NETWORK = MappingProxyType({"trainable": "full", "batch": 8, "lr": 3e-4, "epochs": 24})
+
 # What a variant means where the user says nothing.
 DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -193,6 +198,7 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "vit_b": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
         "vit_l": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
         "vit_h": MappingProxyType({"trainable": "decoder", "batch": 1, "lr": 1e-4, "epochs": 20}),
+        **dict.fromkeys(SEGMENTERS, _NETWORK),
     }
 )
 
@@ -236,7 +242,8 @@ def resolve(config: TrainConfig) -> TrainConfig:
             )
         del preset["epochs"]
     fills = {k: v for k, v in preset.items() if getattr(config, k) in (None, "")}
-    if config.variant != "tiny" and config.init == "checkpoint" and not config.checkpoint:
+    official = config.variant != "tiny" and config.variant not in SEGMENTERS
+    if official and config.init == "checkpoint" and not config.checkpoint:
         fills["checkpoint"] = f"checkpoints/{config.variant}"
     if not config.data_dir:
         fills["data_dir"] = _folders(config.data)
@@ -248,6 +255,12 @@ def resolve(config: TrainConfig) -> TrainConfig:
     check_blend(config.blend)
     check_seed(config.seed)
     return config
+
+
+def weights_of_losses(config: TrainConfig) -> dict[str, float]:
+    """The weight of each loss, and of the error of the predicted IoU, which a network has not."""
+    weights = {name: getattr(config, name) for name in LOSS_WEIGHTS}
+    return weights | {"iou": 0.0 if config.variant in SEGMENTERS else config.iou}
 
 
 def weights_of(config: TrainConfig) -> tuple[int, ...]:

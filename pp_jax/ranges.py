@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
+SEGMENTERS = ("unet", "unet-tiny", "unet-vgg16", "unet-resnet", "fcn", "deeplabv3+")
 LOSS_WEIGHTS = ("focal", "dice", "bce", "boundary", "projection", "affinity")
 _WEIGHTS = (*LOSS_WEIGHTS, "iou", "lr", "weight_decay", "clip")
 _COUNTS = (
@@ -42,6 +43,8 @@ def check(config: Any) -> None:
     _check_numbers(config)
     _check_losses(config)
     _check_parts(config)
+    if config.variant in SEGMENTERS:
+        _check_network(config)
     if config.balance and config.prompting != "none":
         raise ValueError(
             f"--balance with --prompting {config.prompting}: an image without a finding has "
@@ -83,6 +86,23 @@ def _check_losses(config: Any) -> None:
 def learns(config: Any) -> bool:
     """Whether any loss of the masks has a weight."""
     return any(getattr(config, name) for name in LOSS_WEIGHTS)
+
+
+def _check_network(config: Any) -> None:
+    """Nothing, when a network can be trained as asked: as a whole, without a prompt or on boxes."""
+    name = f"--variant {config.variant}"
+    if config.prompting not in ("none", "box"):
+        raise ValueError(
+            f"--prompting {config.prompting} with {name}: a network reads a box or nothing; choose "
+            "--prompting box or none"
+        )
+    told = {"trainable": "full", "layer_decay": 1.0, "scan_blocks": False}
+    for field, value in told.items():
+        if getattr(config, field) != value:
+            raise ValueError(
+                f"{_flag(field)} {getattr(config, field)} with {name}: it has no parts or blocks "
+                f"as SAM has; leave {_flag(field)} out"
+            )
 
 
 def _check_parts(config: Any) -> None:
@@ -144,6 +164,7 @@ def _flag(name: str) -> str:
 
 
 _LORA = Idle(lambda x: x.trainable != "lora", "it is of --trainable lora; add that")
+_SAM = Idle(lambda x: x.variant in SEGMENTERS, "it is of SAM; name another --variant")
 _ENCODER = Idle(
     lambda x: bool(x.embeddings),
     "with --embeddings the encoder is not in the step; leave --embeddings out",
@@ -162,6 +183,9 @@ IDLE: Mapping[str, Idle] = MappingProxyType(
         ),
         "remat": _ENCODER,
         "scan_blocks": _ENCODER,
+        "iou": _SAM,
+        "best_mask": _SAM,
+        "attention": _SAM,
         "warmup": Idle(
             lambda x: x.steps is not None and x.warmup >= x.steps,
             "the rate would never reach its peak; give more --steps than that",

@@ -70,13 +70,15 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shape: str = "") -> M
 
 
 def placements(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """The sharding of each leaf of a nested dict of arrays, by `RULES`.
+    """The sharding of each leaf of a nested dict of arrays, by `RULES`; without SAM's layers, by the
+    last of them.
 
     Raises:
       ValueError: The mesh splits heads into unequal parts.
     """
     flat = tree.flatten(shapes)
-    axes = tree.match(RULES, list(flat))
+    own = any(path.startswith("params/image_encoder/") for path in flat)
+    axes = tree.match(RULES if own else RULES[-1:], list(flat))
     return tree.unflatten(
         {path: place(leaf.shape, mesh, axes[path], path=path) for path, leaf in flat.items()}
     )

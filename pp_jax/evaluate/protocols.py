@@ -464,6 +464,8 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
     }
 )
 
+BOXED = ("box", "jitter", "box+point")  # Those whose prompt is made of an object's box.
+
 ALL = (
     "box",
     "jitter:5",

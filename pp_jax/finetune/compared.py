@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,16 +16,18 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from pp_jax import config
+from pp_jax.baselines.segmenter import SEGMENTERS
 from pp_jax.config import TrainConfig
 from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate import automatic
 from pp_jax.evaluate.consistency import FILTERS_COMPARED
-from pp_jax.evaluate.methods import METHODS, Method, Run, Source, Told
+from pp_jax.evaluate.methods import METHODS, Method, Outcome, Run, Source, Told
 from pp_jax.evaluate.models import AUTOMATIC, Asked, Image, answers
-from pp_jax.evaluate.protocols import Protocol
+from pp_jax.evaluate.protocols import BOXED, Drawn, Protocol
 from pp_jax.evaluate.subjects import Subject
 from pp_jax.finetune import runs
 from pp_jax.finetune.members import Member, expand, image_size, peek, together
+from pp_jax.finetune.models import Model, config_of, make_model
 from pp_jax.look import Look
 from pp_jax.predict import ensemble
 from pp_jax.predict.asking import Asker, make_asker
@@ -32,10 +35,10 @@ from pp_jax.predict.automatic import generate
 from pp_jax.predict.masks import decode_rle, encode_rle
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import PREPARATIONS, make_stage
-from pp_jax.sam import Sam, sized
 
 BLIND, SWAPPED = "blind twin", "another patient's image"
 BLANK = "blank"  # The filter that shows nothing.
+_READ = MappingProxyType({"box": BOXED, "none": ("none",)})  # By a network trained under it.
 
 
 class Entry(NamedTuple):
@@ -140,18 +143,34 @@ def joint_name(told: Sequence[Told]) -> str:
 def answerable(
     entries: Sequence[Entry], protocols: Mapping[str, Protocol], *, prompt: str
 ) -> dict[str, Protocol]:
-    """The protocols that all models can be asked under; automatic masks are those of one model.
+    """The protocols that the models can be asked under; automatic masks are those of one model.
 
     Raises:
-      ValueError: They are asked of an ensemble, and not as a part of `all`.
+      ValueError: They are asked of an ensemble, or something is asked that none of the models
+        reads, and not as a part of `all`.
     """
+    members = [member for entry in entries for member in entry.members]
+    unread = [spec for spec in protocols if not any(reads(member, spec) for member in members)]
+    if unread and prompt != "all":
+        raise ValueError(
+            f"--prompt {unread[0]}: {entries[0].name} ({members[0].variant}) reads "
+            f"{' or '.join(_READ[members[0].run.prompting])} alone, as it was trained; choose that"
+        )
     several = any(member.beside for entry in entries for member in entry.members)
     if several and AUTOMATIC in protocols and prompt != "all":
         raise ValueError(
             f"--prompt {AUTOMATIC}: automatic masks are those of one model, and several are "
             "averaged; leave it out, or name one --checkpoint"
         )
-    return {k: v for k, v in protocols.items() if not (several and k == AUTOMATIC)}
+    left_out = {*unread, *([AUTOMATIC] if several else [])}
+    return {spec: protocol for spec, protocol in protocols.items() if spec not in left_out}
+
+
+def reads(member: Member, spec: str) -> bool:
+    """Whether the member takes what a protocol marks: a network does what it was trained on."""
+    if member.variant not in SEGMENTERS:
+        return True
+    return spec.partition(":")[0] in _READ[member.run.prompting]
 
 
 def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
@@ -252,8 +271,8 @@ def _load(wanted: Wanted, member: Member, fit: Sequence[Source], scored: Sequenc
     look, parts = member.look, together(member)
     # The weights of all that are averaged are on the device at once.
     weights = [runs.load(one.folder, mesh=wanted.mesh).variables for one in parts]
-    model = Sam(
-        sized(member.variant, image_size(member, wanted.settings)),
+    model = make_model(
+        config_of(member.variant, image_size(member, wanted.settings)),
         dtype=jnp.dtype(wanted.settings.dtype),
         attention=wanted.settings.attention,
     )
@@ -264,7 +283,7 @@ def _load(wanted: Wanted, member: Member, fit: Sequence[Source], scored: Sequenc
         return ensemble.averaged(askers)
 
     searcher = None
-    if wanted.automatic:
+    if wanted.automatic and reads(member, AUTOMATIC):
         points = automatic.config(wanted.settings.auto_points)
         stage = make_stage(look, side=model.config.image_size)
         propose = partial(generate, model, weights[0], config=points, stage=stage)
@@ -312,7 +331,11 @@ def make_method(
             shown=_own_image if swap is None else partial(_other_image, swap),
             searcher=ready.searcher,
         )
-        return partial(answers, asked)
+
+        def run(subject: Subject, drawn: Mapping[str, Drawn]) -> Iterator[Outcome]:
+            yield from answers(asked, subject, {k: v for k, v in drawn.items() if reads(member, k)})
+
+        return run
 
     label = member.label if swap is None else f"{member.label}, {SWAPPED}"
     return Method(label, member.seed, patients.__contains__, begin)
@@ -327,7 +350,7 @@ def _in_region(region: roi.Roi, propose: automatic.Generate, image: Image) -> li
     return [one | {"segmentation": rle} for one, rle in zip(found, whole, strict=True)]
 
 
-def _asker(model: Sam, variables: Mapping[str, Any], look: Look) -> Asker:
+def _asker(model: Model, variables: Mapping[str, Any], look: Look) -> Asker:
     return make_asker(
         model,
         variables,

@@ -18,12 +18,12 @@ from pp_jax import checkpoints, sharding, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune import monitor, pictures, recipe, runs, stopping
 from pp_jax.finetune.embeddings import Embedder, make_embedder
+from pp_jax.finetune.models import config_of
 from pp_jax.finetune.step import State, averages
 from pp_jax.memory import peak_memory
 from pp_jax.preprocess import augment
 from pp_jax.preprocess.stage import describe
 from pp_jax.prompts import Purpose
-from pp_jax.sam import sized
 from pp_jax.types import Batch
 
 _FEWEST_BETWEEN_SAVES = 50  # Of a small data set an epoch is seconds, a checkpoint as well.
@@ -343,7 +343,7 @@ def _describe(state: State, frozen: Any, settings: TrainConfig, *, total: int, s
         f"{settings.variant}: {trained:,} parameters trained ({settings.trainable}), "
         f"{fixed:,} frozen; steps {start + 1} to {total}, {settings.batch} images each"
     )
-    side = sized(settings.variant, settings.image_size).image_size
+    side = config_of(settings.variant, settings.image_size).image_size
     print(describe(look_of(settings), side=side))
     if augment.parse(settings.augment):
         print(f"augmented, in training alone: {augment.canonical(settings.augment)}")

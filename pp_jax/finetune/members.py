@@ -10,11 +10,12 @@ from pp_jax.config import TrainConfig
 from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate.methods import METHODS, Told
 from pp_jax.finetune import runs
+from pp_jax.finetune.models import config_of
 from pp_jax.look import Look, override
 from pp_jax.predict import ensemble
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.stage import initial_fusion, make_shown
-from pp_jax.sam import VARIANTS, sized
+from pp_jax.sam import VARIANTS
 
 
 class Member(NamedTuple):
@@ -69,7 +70,7 @@ def average(members: Sequence[Member], settings: EvalConfig) -> Member:
     """
     shown = []
     for one in members:
-        side = sized(one.variant, image_size(one, settings)).image_size
+        side = config_of(one.variant, image_size(one, settings)).image_size
         shown.append(ensemble.Shown(str(one.folder), one.variant, side, one.look))
     ensemble.require_alike(shown)
     return members[0]._replace(beside=tuple(members[1:]))

@@ -22,8 +22,8 @@ from pp_jax import sharding
 from pp_jax.config import TrainConfig
 from pp_jax.finetune import recipe, runs
 from pp_jax.finetune.embeddings import check_fixed
+from pp_jax.finetune.models import config_of
 from pp_jax.finetune.step import State
-from pp_jax.sam import sized
 from pp_jax.types import Batch
 
 HELP = (
@@ -206,7 +206,7 @@ def _as_there(settings: TrainConfig, mesh: Mesh) -> TrainConfig:
 
 def batch_shapes(settings: TrainConfig, mesh: Mesh) -> tuple[Batch, jax.ShapeDtypeStruct]:
     """Shapes and placements of a global batch, and of its rows' positions."""
-    model, B = sized(settings.variant, settings.image_size), settings.batch
+    model, B = config_of(settings.variant, settings.image_size), settings.batch
     side, quarter = model.image_size, model.image_size // 4
     N = 1 if settings.prompting == "none" else settings.max_objects
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from pp_jax import config, tree
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.finetune.losses import Terms
+from pp_jax.finetune.models import Model, config_of, depth_of, make_model
 from pp_jax.finetune.optimize import (
     SCHEDULES,
     check_scales,
@@ -24,20 +25,19 @@ from pp_jax.lora import lora_of
 from pp_jax.preprocess import augment
 from pp_jax.preprocess.stage import initial_fusion, make_stage
 from pp_jax.prompts import Purpose
-from pp_jax.sam import VARIANTS, Sam, sized
 from pp_jax.sam.model import init
 from pp_jax.sharding import by_rows
 
 _PAPER_WARMUP = 250
 
 
-def model_of(settings: TrainConfig, *, mesh: Mesh | None = None) -> Sam:
+def model_of(settings: TrainConfig, *, mesh: Mesh | None = None) -> Model:
     """The model as it is trained, for the devices of a mesh."""
     attention = settings.attention
     if attention == "auto" and mesh is not None and mesh.shape["tensor"] > 1:
         attention = "rows"  # The others loop over heads, or know of one device only.
-    return Sam(
-        sized(settings.variant, settings.image_size),
+    return make_model(
+        config_of(settings.variant, settings.image_size),
         dtype=jnp.dtype(settings.dtype),
         remat=settings.remat,
         attention=attention,
@@ -53,7 +53,7 @@ def rules_of(settings: TrainConfig) -> tree.Rules[bool]:
     Raises:
       ValueError: More last blocks than the variant has.
     """
-    depth = VARIANTS[settings.variant].depth
+    depth = depth_of(settings.variant)
     rules = policy(settings.trainable, depth=depth, last_blocks=settings.last_blocks)
     return (("fusion/.*", True), *rules) if settings.fusion == "learned" else tuple(rules)
 
@@ -91,7 +91,7 @@ def optimizer_of(settings: TrainConfig, *, steps: int) -> optax.GradientTransfor
         clip=settings.clip,
         lr_scale=parse_lr_scale(settings.lr_scale),
         layer_decay=settings.layer_decay,
-        depth=VARIANTS[settings.variant].depth,
+        depth=depth_of(settings.variant),
     )
 
 
@@ -120,7 +120,7 @@ def terms_of(
         make_stage(look_of(settings), side=model.config.image_size),
         prompting=settings.prompting,
         purpose=purpose,
-        weights={name: getattr(settings, name) for name in (*config.LOSS_WEIGHTS, "iou")},
+        weights=config.weights_of_losses(settings),
         best_mask=settings.best_mask,
         rounds=settings.rounds if training else 1,
         chain=augment.make_chain(settings.augment if training else "none"),

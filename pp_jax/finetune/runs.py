@@ -72,11 +72,12 @@ from pp_jax.finetune.folder import (
     write_card,
     write_images,
 )
+from pp_jax.finetune.models import config_of, make_model
 from pp_jax.finetune.recipe import rules_of
 from pp_jax.finetune.step import State
 from pp_jax.lora import Lora, lora_of, merge
 from pp_jax.preprocess.stage import initial_fusion
-from pp_jax.sam import VARIANTS, Sam
+from pp_jax.sam import VARIANTS
 from pp_jax.sam.model import init
 
 # Of this module, and of `folder` what the rest of the project asks a run.
@@ -192,7 +193,8 @@ def _load_run(folder: Path, *, mesh: Mesh) -> Loaded:
 
 
 def _variables(variant: str, look: Look, lora: Lora | None, key: jax.Array) -> dict[str, Any]:
-    return init(Sam(VARIANTS[variant], lora=lora), key) | initial_fusion(look)
+    model = make_model(config_of(variant), dtype=jnp.float32, lora=lora)
+    return init(model, key) | initial_fusion(look)
 
 
 def _shapes(variant: str, look: Look, lora: Lora | None, *, mesh: Mesh) -> dict[str, Any]:

@@ -48,6 +48,6 @@ POLICIES: Mapping[str, Rules[bool]] = MappingProxyType(
         # BitFit (arXiv 2106.10199), which has all biases, and the scales of all norms. Of the
         # decoder no more than these: BitFit trains a head only because it is a new one.
         "norm+bias": (("params/.*/scale", True), ("params/.*/bias", True), (".*", False)),
-        "full": (("constants/.*", False), (".*", True)),
+        "full": (("params/.*", True), (".*", False)),
     }
 )

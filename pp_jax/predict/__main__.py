@@ -27,6 +27,7 @@ from data.tables import read_rows
 from pp_jax import checkpoints, cli, sharding
 from pp_jax.config import DTYPES, TrainConfig
 from pp_jax.finetune import runs
+from pp_jax.finetune.models import config_of, make_model
 from pp_jax.look import RECIPES, Look, override
 from pp_jax.predict import ensemble, marks, writing
 from pp_jax.predict.answering import Segment, embedding_path, make_automatic, make_prompted
@@ -39,7 +40,6 @@ from pp_jax.predict.writing import Rows
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe
-from pp_jax.sam import Sam, sized
 from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = MappingProxyType(
@@ -462,8 +462,8 @@ def _member(settings: Predict, folder: Path, loaded: runs.Loaded) -> Member:
             stacklevel=2,
         )
     size = settings.image_size if settings.image_size is not None else told.image_size
-    model = Sam(
-        sized(loaded.variant, size),
+    model = make_model(
+        config_of(loaded.variant, size),
         dtype=jnp.dtype(settings.dtype),
         attention=settings.attention,
     )
