@@ -45,7 +45,11 @@ _MOST = 256  # Clusters: an image has no more grey levels.
 _MOST_ROWS = 200  # Of the picture: its format ends at 65535 pixels.
 _NAME = 24  # Characters of an image's name in the picture.
 _LINE, _CHOSEN = "#0072B2", "#D55E00"  # Okabe and Ito: told apart with every colour vision.
-_CELL, _DPI = 2.1, 100  # Inches, and pixels per inch.
+_NOTE = (
+    "WCSS, BCSS: share of each image's sum of squares.\n"
+    "Calinski-Harabasz: share of each image's largest."
+)
+_CELL, _DPI = 2.1, 150  # Inches, and pixels per inch.
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
         finally:
             shutil.rmtree(out, ignore_errors=True)
         print(to_markdown(chosen(looked, mean)))
-        print(f"\n{settings.out}: {len(looked)} of {len(images)} images")
+        print(f"{settings.out}: {len(looked)} of {len(images)} images")
 
 
 def look(images: Mapping[str, Path], settings: Baselines) -> dict[str, Looked]:
@@ -165,11 +169,13 @@ def draw(looked: Mapping[str, Looked], mean: Selection) -> Figure:
         _curves(line[2:], one.selection)
     _curves(grid[-1, 2:], mean)
     count = f"{len(looked)} image" + "s" * (len(looked) > 1)
-    grid[-1, 0].text(0.5, 0.5, f"average of\n{count}", ha="center", va="center")
+    for height, size, text in ((0.75, "medium", f"Average of {count}"), (0.6, "x-small", _NOTE)):
+        # Outside the layout: it lies over the second column, too, and must not widen the first.
+        grid[-1, 0].text(0, height, text, va="top", fontsize=size, in_layout=False)
     for axes in (*grid[:, 0], *grid[:, 1]):
         axes.set_axis_off()
     for axes, criterion in zip(grid[0, 2:], CRITERIA.values(), strict=True):
-        axes.set_title(f"{criterion.label}\n{criterion.rule}", fontsize="small")
+        axes.set_title(f"{criterion.label}\n{criterion.rule}\n", fontsize="small", y=1, pad=4)
     for axes in grid[-1, 2:]:
         axes.set_xlabel("clusters", fontsize="small")
     return figure
@@ -185,7 +191,7 @@ def _curves(line: Sequence[Axes], found: Selection) -> None:
         axes.plot(ks, finite, "-", color=_LINE, linewidth=1.2)
         axes.axvline(k, color=_CHOSEN, linewidth=1, linestyle="dashed")
         axes.plot(ks[ks == k], finite[ks == k], "o", color=_CHOSEN, markersize=5)
-        axes.text(0.97, 0.5, f"k = {k}", color=_CHOSEN, ha="right", transform=axes.transAxes)
+        axes.set_title(f"k = {k}", color=_CHOSEN, fontsize="small", loc="right", y=1, pad=4)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
         axes.tick_params(labelsize="x-small")

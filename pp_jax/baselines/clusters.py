@@ -301,8 +301,8 @@ class Criterion(NamedTuple):
 # BCSS grows with every cluster, for WCSS falls: its maximum tells nothing, hence a share of it.
 CRITERIA: Mapping[str, Criterion] = MappingProxyType(
     {
-        "elbow": Criterion("elbow", "wcss", _elbow, "farthest below the chord"),
-        "bcss": Criterion("BCSS", "bcss", _enough, f"first to explain {EXPLAINED:.0%}"),
+        "elbow": Criterion("elbow of WCSS", "wcss", _elbow, "farthest below the chord"),
+        "bcss": Criterion("BCSS", "bcss", _enough, f"first to explain {100 * EXPLAINED:g} %"),
         "silhouette": Criterion(
             "silhouette", "silhouette", lambda found: _greatest(found.silhouette), "the largest"
         ),
