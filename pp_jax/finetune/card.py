@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pp_jax.config import TrainConfig
+from pp_jax.config import SEGMENTERS, TrainConfig
 
 UNKNOWN = "unknown: ask its owner"
 
@@ -63,12 +63,18 @@ def _subject(facts: Facts) -> list[str]:
     own = facts.settings
     asked = "no prompt" if own.prompting == "none" else f"prompts of the kind `{own.prompting}`"
     return [
-        f"Segment Anything (`{own.variant}`), fine-tuned on {own.data} with {asked}. It gives "
-        "masks of findings, and a guess of each mask's IoU.",
+        f"{_model(own.variant)}, trained on {own.data} with {asked}. It gives masks of findings, "
+        "and a guess of each mask's IoU.",
         "",
         f"Started from: {own.checkpoint or 'random weights'}. Trained: `{own.trainable}`. Shown: "
         f"filter `{own.filter}`, fusion `{own.fusion}`, region `{own.roi}`.",
     ]
+
+
+def _model(variant: str) -> str:
+    return (
+        f"A network (`{variant}`)" if variant in SEGMENTERS else f"Segment Anything (`{variant}`)"
+    )
 
 
 def _licences(facts: Facts) -> list[str]:

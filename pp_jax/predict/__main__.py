@@ -25,7 +25,7 @@ from data.images import read_any
 from data.nifti import write_nifti
 from data.tables import read_rows
 from pp_jax import checkpoints, cli, sharding
-from pp_jax.config import DTYPES, TrainConfig
+from pp_jax.config import DTYPES, SEGMENTERS, TrainConfig
 from pp_jax.finetune import runs
 from pp_jax.finetune.models import config_of, make_model
 from pp_jax.look import RECIPES, Look, override
@@ -411,6 +411,27 @@ def check_region(settings: Predict, look: Look) -> None:
         )
 
 
+def check_read(settings: Predict, run: TrainConfig) -> None:
+    """Nothing, when a network can be asked by these marks.
+
+    Raises:
+      ValueError: It reads others; names the flag.
+    """
+    if settings.save_embeddings:
+        raise ValueError(
+            f"--save-embeddings: {run.variant} has none, it reads the image anew for every box; "
+            "leave the flag out"
+        )
+    boxes = run.prompting == "box"
+    fields = ("auto", "point", "scribble", "lasso", "mask_prompt")
+    fields = (*fields, "prompt_free") if boxes else (*fields, "box", "boxes")
+    if field := next((field for field in fields if getattr(settings, field)), None):
+        raise ValueError(
+            f"--{field.replace('_', '-')}: {run.variant} was trained with --prompting "
+            f"{run.prompting} and reads nothing else; give {'--box' if boxes else '--prompt-free'}"
+        )
+
+
 def load_members(settings: Predict) -> list[Member]:
     """The model, or those that are averaged; prints what is shown to them.
 
@@ -455,6 +476,8 @@ def _member(settings: Predict, folder: Path, loaded: runs.Loaded) -> Member:
         if settings.mask_prompt is not None and settings.mask_prompt.suffix.lower() != ".npy":
             raise ValueError(f"--mask-prompt: {look.preprocess} weights take .npy logits only")
     check_region(settings, look)
+    if run is not None and loaded.variant in SEGMENTERS:
+        check_read(settings, run)
     if settings.prompt_free and (run is None or run.prompting != "none"):
         warnings.warn(
             f"{folder}: not trained with --prompt none, so --prompt-free gives masks of nothing in "

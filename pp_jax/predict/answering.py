@@ -182,13 +182,14 @@ def embedding_path(folder: Path, sam: LoadedSam, *, weights: str) -> Callable[[I
 
 def _embed(predictor: SamPredictor, image: Image, *, file: Path | None) -> bool:
     """Whether the embedding that the predictor now holds was a saved one."""
+    if file is None:
+        predictor.set_image(image)
+        return False
     config, size = predictor.sam.model.config, image.shape[:2]
-    shape = (1, config.grid, config.grid, config.out_dim)
-    saved = None if file is None else read_embedding(file, shape=shape)
+    saved = read_embedding(file, shape=(1, config.grid, config.grid, config.out_dim))
     if saved is None:
         predictor.set_image(image)
-        if file is not None:
-            write_embedding(file, np.asarray(predictor.features))
+        write_embedding(file, np.asarray(predictor.features))
         return False
     predictor.features = jnp.asarray(saved)
     predictor.original_size = size
