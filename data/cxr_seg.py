@@ -6,9 +6,10 @@
     DIR/metadata.csv            filename,patientid,view,sex,age,finding,license and more
 
 A mask's place is known from `structure.csv` alone. What is to be found is the lesion: ground-glass
-opacities and consolidations.
+opacities and consolidations. The lungs go along as what an oracle knows.
 """
 
+import dataclasses
 import re
 import warnings
 from collections import defaultdict
@@ -201,23 +202,27 @@ def _record(
         age=parse_age(person["age"].removesuffix(".0")),
         licence=person["license"],
     )
-    lesion = tuple(part for part in drawn if part.template in LESION)
-    mask = Composed(
-        f"{folder / STRUCTURE}: {image.name}",
-        f"{name}.png",
-        draw_parts,
-        (annotation.size, lesion),
+    lesion, lungs = (
+        Composed(
+            f"{folder / STRUCTURE}: {image.name}",
+            f"{name}.png",
+            draw_parts,
+            (annotation.size, tuple(part for part in drawn if part.template in kinds)),
+        )
+        for kinds in (LESION, LUNGS)
     )
-    return masked_record(
+    record = masked_record(
         name,
-        mask.pixels(),
+        lesion.pixels(),
         image=image,
-        mask=mask,
+        mask=lesion,
         header=header._replace(facts=facts),
         patient=patient,
         label=person["finding"],
         notes=notes,
     )
+    # An image of which one lung was outlined has that one, and a note.
+    return dataclasses.replace(record, lungs=lungs if templates & set(LUNGS) else None)
 
 
 _COLUMNS = ("filename", "patientid", "view", "sex", "age", "finding", "license")

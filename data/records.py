@@ -35,6 +35,7 @@ class Record:
     notes: tuple[str, ...] = ()  # What was put right while reading, "box clipped"; to be counted.
     drawn: str = "mask"  # How its objects are drawn: a row of `TARGETS`.
     dataset: str = ""  # Which of several that are read together.
+    lungs: File | None = None  # A mask of both as an expert outlined them, for oracles alone.
 
     @property
     def from_box(self) -> bool:

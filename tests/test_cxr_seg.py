@@ -73,6 +73,8 @@ def test_every_composed_mask_is_the_expected_one_to_the_pixel(real_data, real_re
             if kind == "lesion":
                 got = read_mask(records[row["stem"]].mask, size=size)
                 assert got.mean() == pytest.approx(float(row["lesion_frac"]), abs=1e-5)
+            elif kind == "lungs":
+                got = records[row["stem"]].lungs.pixels()
             else:
                 marked = (part for part in annotation.parts if part.template in templates)
                 got = draw_parts(size, [part for part in marked if part.mask])
@@ -117,6 +119,9 @@ def test_a_structure_is_pasted_at_its_place_and_the_record_travels(folder):
     assert (record.id, record.patient, record.label) == ("a", "p7", "COVID-19")
     assert (record.facts.sex, record.facts.age, record.facts.licence) == ("F", 65.0, "CC BY")
     assert record.mask.name == "a.png"
+    lungs = np.ones((40, 60), bool)
+    lungs[:, 20:30] = lungs[:, 50:] = False
+    np.testing.assert_array_equal(read_mask(record.lungs, size=(40, 60)), lungs)
     assert (sample.image == 77).all()
 
 
@@ -141,6 +146,10 @@ def test_what_is_not_drawn_is_noted_and_an_image_without_person_is_a_patient(fol
         "no row in metadata.csv",
     )
     assert (record.patient, record.label, record.boxes) == ("a", "no finding", ())
+    assert record.lungs.pixels().sum() == 40 * 20  # The left one alone.
+    (folder / "structure.csv").write_text(STRUCTURE + empty)
+    (record,) = read(folder)
+    assert record.lungs is None
 
 
 def test_an_image_without_rows_or_of_another_size_is_left_out_with_a_warning(folder):
