@@ -163,7 +163,8 @@ def test_the_order_is_answer_first_and_what_to_do_last(folder):
     ]
 
 
-def test_the_median_of_the_seconds_is_on_disk(world, tmp_path, monkeypatch):
+def test_the_median_of_the_seconds_is_on_disk_and_on_the_page(world, tmp_path, monkeypatch):
+    """Tables of the same evaluation, made again, are the same: they tell no time."""
     monkeypatch.setattr(report.pictures, "illustrate", lambda folder, found, sections: sections)
     seconds = {(FIRST, "box"): [1.0, 9.0, 2.0], (FIRST, "none"): [4.0]}
     scores = world.scores._replace(seconds=seconds)
@@ -172,6 +173,11 @@ def test_the_median_of_the_seconds_is_on_disk(world, tmp_path, monkeypatch):
         {"method": FIRST, "protocol": "box", "images": 3, "median seconds": 2.0},
         {"method": FIRST, "protocol": "none", "images": 1, "median seconds": 4.0},
     ]
+    told = Page((tmp_path / "report.html").read_text()).text
+    first = told.index("Seconds per image by prompt")
+    cells = [text.strip() for text in told[first:] if text.strip()]
+    assert cells[cells.index(FIRST) :][:3] == [FIRST, "2.000", "4.000"]
+    assert "Seconds per image" not in (tmp_path / "table.md").read_text()
 
 
 @pytest.mark.parametrize("changed", [{"empty": True}, {"models": ALONE, "guesses": ()}])

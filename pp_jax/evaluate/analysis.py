@@ -383,6 +383,27 @@ def training_matrix(evidence: Evidence) -> tuple[np.ndarray, list[str], list[str
     return found, [f"{n} ({trained.get(n, 'not fine-tuned')})" for n in models], specs
 
 
+def seconds_section(evidence: Evidence) -> Section | None:
+    """What an answer took, in seconds; None where nobody looked at a clock.
+
+    It differs from run to run, unlike all else in a report.
+    """
+    held = evidence.scores.seconds
+    specs = [spec for spec in evidence.protocols() if any(spec == one for _, one in held)]
+    rows = [
+        (name, *(float(np.median(held[name, s])) if (name, s) in held else None for s in specs))
+        for name in dict.fromkeys(method for method, _ in held)
+    ]
+    if not specs:
+        return None
+    columns = (Column("method"), *(Column(name_of(spec), "s / image") for spec in specs))
+    note = (
+        "Median over the images, all objects of an image together, without its reading; of a model "
+        "with the image's encoding. Figures of each: seconds.csv."
+    )
+    return Section("Time", (), [Table("Seconds per image by prompt", columns, rows, (note,))])
+
+
 def contribution_section(evidence: Evidence) -> Section | None:
     """What each model owes to the image; None where no image was exchanged and no twin stands."""
     metric = evidence.primary[0]
