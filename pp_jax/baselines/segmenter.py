@@ -165,14 +165,15 @@ class Network(NamedTuple):
 
     make: Callable[..., nn.Module]
     options: tuple[str, ...]  # The fields of SegmenterConfig that it reads.
+    backbone: str = ""  # A row of BACKBONES, whose weights may be converted ones.
 
 
 NETWORKS: Mapping[str, Network] = MappingProxyType(
     {
         "unet": Network(UNet, ("width", "depth", "padding", "up", "skips", "norm")),
-        "vgg16": Network(_on_vgg16, ("width", "up", "norm")),
-        "resnet50": Network(_on_resnet50, ("width", "up", "norm")),
-        "deeplab": Network(DeepLab, ("width", "norm")),
+        "vgg16": Network(_on_vgg16, ("width", "up", "norm"), "vgg16"),
+        "resnet50": Network(_on_resnet50, ("width", "up", "norm"), "resnet50"),
+        "deeplab": Network(DeepLab, ("width", "norm"), "resnet50"),
     }
 )
 

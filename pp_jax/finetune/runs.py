@@ -31,6 +31,7 @@ import optax
 from jax.sharding import Mesh
 
 from pp_jax import checkpoints, config, prompts, sharding, tree
+from pp_jax.baselines.backbones import backbone_of, with_backbone
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import Look, TrainConfig
 from pp_jax.finetune.folder import (
@@ -234,6 +235,8 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
     places = _places(_shapes(settings.variant, look, lora, mesh=mesh))
     if not settings.checkpoint:
         return jax.jit(make, out_shardings=places)(key)
+    if is_backbone(Path(settings.checkpoint)):
+        return _with_backbone(jax.jit(make, out_shardings=places)(key), Path(settings.checkpoint))
     loaded = load(Path(settings.checkpoint), mesh=mesh)
     if loaded.variant != settings.variant:
         raise CheckpointError(
@@ -248,6 +251,19 @@ def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
         out_shardings={name: places[name] for name in new},
     )(key)
     return {name: (kept | fresh)[name] for name in places}
+
+
+def is_backbone(folder: Path) -> bool:
+    """Whether a folder holds the converted encoder of a network, rather than a whole model."""
+    if not (folder / checkpoints.MANIFEST).is_file():
+        return False
+    return checkpoints.read_manifest(folder).get("kind") == "backbone"
+
+
+def _with_backbone(variables: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A network's variables, its encoder's taken from the folder."""
+    own = _placed(backbone_of(variables), _places(backbone_of(variables)))
+    return with_backbone(variables, checkpoints.load(folder, own))
 
 
 # The state of a training.

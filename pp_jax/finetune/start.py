@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from pp_jax import checkpoints, config
+from pp_jax.baselines.segmenter import NETWORKS, SEGMENTERS
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import TrainConfig
 from pp_jax.evaluate.controls import Atlas, Outlined, fit_atlas
@@ -298,6 +299,9 @@ def require_checkpoint(settings: TrainConfig, *, flag: str = "--checkpoint") -> 
         raise CheckpointError(
             f"{flag} {folder}: {len(folds)} runs; name one of them, such as {folds[0]}"
         )
+    if runs.is_backbone(folder):
+        check_backbone(settings, flag=flag)
+        return
     if runs.is_run(folder):
         variant = runs.read_config(folder).variant
     elif (folder / checkpoints.MANIFEST).is_file():
@@ -310,6 +314,23 @@ def require_checkpoint(settings: TrainConfig, *, flag: str = "--checkpoint") -> 
         raise CheckpointError(
             f"{flag} {folder}: weights of {variant}, not of {settings.variant}; use --variant "
             f"{variant}, or give other weights"
+        )
+
+
+def check_backbone(settings: TrainConfig, *, flag: str) -> None:
+    """Nothing, when the encoder to start from is that of the network.
+
+    Raises:
+      CheckpointError: It is not; says which networks it fits.
+    """
+    held = checkpoints.read_manifest(Path(settings.checkpoint))["backbone"]
+    fits = [
+        name for name, config in SEGMENTERS.items() if NETWORKS[config.network].backbone == held
+    ]
+    if settings.variant not in fits:
+        raise CheckpointError(
+            f"{flag} {settings.checkpoint}: a {held}, which {settings.variant} does not have; use "
+            f"--variant {' or '.join(fits)}, or give other weights"
         )
 
 
