@@ -5,6 +5,7 @@ python -m convert runs/NAME fine_tuned.pth                   out, for every tool
 python -m convert runs/NAME pairs.safetensors --part lora    out, only what was trained beside pairs
 python -m convert sam_vit_b_01ec64.pth out.pth --add pairs.safetensors   such a part, put back in
 python -m convert --download vit_b                           fetch, verify and convert
+python -m convert vgg16-397923af.pth checkpoints/vgg16       an encoder of a U-Net (or resnet50)
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import tyro
 
 from convert import download, pairs
 from pp_jax import checkpoints, cli, tree
-from pp_jax.config import Look
+from pp_jax.config import SEGMENTERS, Look
 from pp_jax.lora import lora_of
 
 PREPROCESS = ("", "sam", "medsam")
@@ -29,8 +30,9 @@ class Convert:
     """Turn SAM weights (.pth, .bin, .safetensors) into a checkpoint folder, or a folder back."""
 
     source: Annotated[Path | None, tyro.conf.Positional] = None
-    """A file of weights under official or Hugging Face names (sam_vit_b_01ec64.pth), or a folder: a
-    converted checkpoint or a run."""
+    """A file of weights under official or Hugging Face names (sam_vit_b_01ec64.pth), one of an encoder
+    for U-Nets (vgg16-397923af.pth, resnet50-0676ba61.pth; also timm's), or a folder: a converted
+    checkpoint or a run."""
     out: Annotated[Path | None, tyro.conf.Positional] = None
     """The folder to write, for example checkpoints/vit_b; from a folder: a .pth or .safetensors."""
     download: str = ""
@@ -52,11 +54,24 @@ def convert(source: Path, out: Path, *, preprocess: str = "") -> dict[str, Any]:
     """The manifest's facts of the checkpoint now at `out`.
 
     Raises:
-      ValueError: Not the weights of a SAM we know, images of an unknown kind, or torch is missing.
+      ValueError: Not the weights of a SAM or an encoder we know, images of an unknown kind, or torch is missing.
     """
     official = _torch_side()
+    from convert import backbones  # It needs torch too.
+
+    if source.name in backbones.FILES and not source.exists():
+        raise ValueError(f"{source}: no such file; fetch {backbones.URL}{source.name}")
     state = official.read_state_dict(source)
     digest = checkpoints.sha256(source)
+    backbone = backbones.backbone_name(list(state))
+    if backbone:
+        if preprocess:
+            raise ValueError(f"{source}: a {backbone}, not SAM: leave --preprocess out")
+        arrays = {name: tensor.detach().float().numpy() for name, tensor in state.items()}
+        variables, left_out = backbones.to_variables(arrays, backbone=backbone, source=str(source))
+        facts = backbones.facts_of(backbone, name=source.name, digest=digest, left_out=left_out)
+        checkpoints.save(out, variables, facts=facts)
+        return facts
     known = next((f for f in download.FILES.values() if f.sha256 == digest), None)
     preprocess = _preprocess_of(source, known=known is not None, told=preprocess)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -97,6 +112,11 @@ def export(folder: Path, out: Path, *, part: str = "") -> dict[str, Any]:
 
     load = runs.load_parts if part else runs.load
     loaded = load(folder, mesh=sharding.make_mesh(jax.devices("cpu")[:1]))
+    if loaded.variant in SEGMENTERS:
+        raise ValueError(
+            f"{folder}: a network ({loaded.variant}), for which the official package has no "
+            "format; name a run of SAM"
+        )
     lora = lora_of(loaded.config) if part and loaded.config else None
     if part and not lora:
         raise ValueError(f"--part {part}: {folder} has no pairs; leave --part out")
@@ -228,7 +248,8 @@ def main() -> None:
             require_free(out, force=args.force)
             facts = convert(source, out, preprocess=args.preprocess)
             kind = "official weights" if facts["official"] else "not a known official file"
-            print(f"{out}: {facts['variant']}, sha256 {facts['source_sha256'][:12]} ({kind})")
+            name = facts.get("variant") or facts["backbone"]
+            print(f"{out}: {name}, sha256 {facts['source_sha256'][:12]} ({kind})")
 
 
 if __name__ == "__main__":

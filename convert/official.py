@@ -18,7 +18,7 @@ from safetensors.torch import save_file as save_safetensors
 
 from convert import hugging_face
 from convert.pairs import Part, from_facts
-from convert.rules import correspondence
+from convert.rules import Entry, correspondence
 from pp_jax import tree
 from pp_jax.sam import VARIANTS, Sam
 from pp_jax.sam.model import init
@@ -64,7 +64,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         reason = f"{type(error).__name__} {str(error)[:80]}".strip()
         raise ConversionError(f"{path}: {_DAMAGED} ({reason})") from error
     odd = (
-        [repr(k) for k, v in state.items() if not (isinstance(k, str) and _is_weight(v))]
+        [repr(k) for k, v in state.items() if not (isinstance(k, str) and _is_weight(k, v))]
         if isinstance(state, Mapping)
         else [f"a {type(state).__name__}"]
     )
@@ -84,8 +84,10 @@ def _read(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
-def _is_weight(value: object) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point()
+def _is_weight(name: str, value: object) -> bool:
+    # Batch normalisation of ImageNet's encoders counts its batches.
+    counter = name.endswith("num_batches_tracked")
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or counter)
 
 
 def detect_variant(shapes: Mapping[str, tuple[int, ...]], *, source: str) -> str:
@@ -123,6 +125,23 @@ def to_variables(state: Mapping[str, np.ndarray], *, variant: str, source: str) 
     """
     model = Sam(VARIANTS[variant])
     entries = correspondence(jax.eval_shape(lambda key: init(model, key), jax.random.key(0)))
+    return place(state, entries, model=variant, source=source)
+
+
+def place(
+    state: Mapping[str, np.ndarray], entries: Mapping[str, Entry], *, model: str, source: str
+) -> dict[str, Any]:
+    """The variables, float32, that `entries` make of all tensors: none missing and none unused.
+
+    Args:
+      state: Tensors under official names.
+      entries: For each official name where it goes.
+      model: What the tensors should be, for the message.
+      source: Where they are from, for the message.
+
+    Raises:
+      ConversionError: As `to_variables`.
+    """
     faults = {
         "missing": [name for name in entries if name not in state],
         "unused": [name for name in state if name not in entries],
@@ -134,7 +153,7 @@ def to_variables(state: Mapping[str, np.ndarray], *, variant: str, source: str) 
     }
     listed = [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in faults.items() if names]
     if listed:
-        raise ConversionError(f"{source} is no {variant}: " + "; ".join(listed))
+        raise ConversionError(f"{source} is no {model}: " + "; ".join(listed))
     flat = {}
     for name, entry in entries.items():
         array = np.asarray(state[name], np.float32)

@@ -61,7 +61,6 @@ class Up(nn.Module):
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W D"]:
         """The larger grid."""
         if self.up == "transposed":
-            # torch's kernel fits without a flip: nothing overlaps.
             return nn.ConvTranspose(
                 self.features,
                 (2, 2),
