@@ -30,9 +30,9 @@ class Convert:
     """Turn SAM weights (.pth, .bin, .safetensors) into a checkpoint folder, or a folder back."""
 
     source: Annotated[Path | None, tyro.conf.Positional] = None
-    """A file of weights under official or Hugging Face names (sam_vit_b_01ec64.pth), one of an encoder
-    for U-Nets (vgg16-397923af.pth, resnet50-0676ba61.pth; also timm's), or a folder: a converted
-    checkpoint or a run."""
+    """A file of weights under official or Hugging Face names (sam_vit_b_01ec64.pth), one of an
+    encoder for U-Nets (vgg16-397923af.pth, resnet50-0676ba61.pth; also timm's), or a folder: a
+    converted checkpoint or a run."""
     out: Annotated[Path | None, tyro.conf.Positional] = None
     """The folder to write, for example checkpoints/vit_b; from a folder: a .pth or .safetensors."""
     download: str = ""
@@ -54,7 +54,8 @@ def convert(source: Path, out: Path, *, preprocess: str = "") -> dict[str, Any]:
     """The manifest's facts of the checkpoint now at `out`.
 
     Raises:
-      ValueError: Not the weights of a SAM or an encoder we know, images of an unknown kind, or torch is missing.
+      ValueError: Not the weights of a SAM or an encoder we know, images of an unknown kind, or
+        torch is missing.
     """
     official = _torch_side()
     from convert import backbones  # It needs torch too.
