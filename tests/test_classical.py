@@ -342,6 +342,11 @@ def test_a_click_says_which_of_two_discs_in_the_box(name: str) -> None:
     assert dice(find(name, grey, clicked(box, (64, 40), (22, 30))), one | other) > 0.9
 
 
+def test_a_middle_between_two_pixels_is_in_both() -> None:
+    halves = np.tile(np.repeat([100, 200], 5), (9, 1))
+    assert find("flood-fill", halves, Hint(np.array([0, 0, 10, 9.0]))).all()
+
+
 def test_grabcut_without_opencv_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(ValueError, match=r"opencv") as refused:
