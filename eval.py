@@ -12,7 +12,18 @@ from pp_jax import cli, config, sharding
 from pp_jax.eval_config import EvalConfig, resolve_eval
 from pp_jax.evaluate import journal, report, strata
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
-from pp_jax.evaluate.methods import METHODS, Method, Source, Told, guess, parse_methods
+from pp_jax.evaluate.methods import (
+    GROUPS,
+    METHODS,
+    Method,
+    Source,
+    Told,
+    answered,
+    guess,
+    needs_lungs,
+    parse_line,
+    parse_methods,
+)
 from pp_jax.evaluate.models import CONFIDENCE_HELP, check_confidence
 from pp_jax.evaluate.protocols import BOXED, HELP, Protocol, parse_protocols, read_prompts
 from pp_jax.evaluate.score import score
@@ -35,16 +46,17 @@ CHOICES = {
     "attention": ("auto", *ATTENTIONS),
     "device": cli.DEVICES,
 }
-BESIDE = ", ".join(f"{name} ({row.help})" for name, row in METHODS.items())
+BESIDE = ", ".join(
+    f"{name} ({row.help}{'' if row.default else '; by name'})" for name, row in METHODS.items()
+)
 CHECKED = SPECS | {
-    "methods": (parse_methods, BESIDE),
+    "methods": (parse_methods, f"{BESIDE}, or {', '.join(GROUPS)} for several"),
     "data": (sources.check_names, sources.HELP),
     "prompt": (parse_protocols, HELP),
     "by": (strata.check_by, ", ".join(strata.BY)),
     "confidence": (check_confidence, CONFIDENCE_HELP),
     "primary": (report.parse_primary, "METRIC@PROTOCOL"),
 }
-GUESSES = tuple(name for name in METHODS if name not in ("swap", "blind"))
 
 Served = Mapping[Path, frozenset[str]]  # The images that each run may be scored on.
 
@@ -65,8 +77,16 @@ def main() -> None:
         everything, served = open_records(settings, entries)
         entries = [compared.apart(entry, served) for entry in entries]
         allowed = compared.common_images(entries, served)
+        lines, allowed = answered(
+            lines,
+            settings.methods,
+            images=allowed,
+            outlined=[record.id for record in everything if record.lungs is not None],
+            where=settings.data,
+        )
         chosen, protocols = choose(everything, protocols, settings, allowed=allowed)
-        images = [to_source(record, settings) for record in chosen]
+        lungs = any(map(needs_lungs, lines))
+        images = [to_source(record, settings, lungs=lungs) for record in chosen]
         wanted = compared.Wanted(
             settings, check_confidence(settings.confidence), "auto" in protocols, mesh
         )
@@ -76,7 +96,11 @@ def main() -> None:
         methods = make_methods(entries, wanted, served, everything, swap=swap)
         atlas_of = make_atlas(entries, served, everything)
         exact = () if any(record.from_box for record in chosen) else ("box",)
-        methods += [guess(line, atlas_of, also=exact) for line in lines if line in GUESSES]
+        methods += [
+            guess(line, atlas_of, also=exact)
+            for line in lines
+            if METHODS[parse_line(line)[0]].guess is not None
+        ]
         told_of = compared.facts(entries, swapped=swap is not None)
         plan = report.make_plan(settings, protocols, told_of, missing=missing, images=images)
         out = Path(settings.out)
@@ -281,15 +305,16 @@ def make_atlas(
     return leave_one_patient_out(drawn).__getitem__
 
 
-def to_source(record: records.Record, settings: EvalConfig) -> Source:
-    """The record as an image that is read when it is needed."""
+def to_source(record: records.Record, settings: EvalConfig, *, lungs: bool = False) -> Source:
+    """The record as an image that is read when it is needed, and its lungs if they are as well."""
     dataset = record.dataset or settings.data
-    return Source(dataset, record.id, record.patient, partial(read, record, dataset))
+    return Source(dataset, record.id, record.patient, partial(read, record, dataset, lungs=lungs))
 
 
-def read(record: records.Record, dataset: str) -> Subject:
+def read(record: records.Record, dataset: str, *, lungs: bool) -> Subject:
     """The record with its pixels, and what is known of it."""
     sample = records.load(record)
+    size = sample.findings.shape
     facts = record.facts
     return Subject(
         id=record.id,
@@ -305,6 +330,7 @@ def read(record: records.Record, dataset: str) -> Subject:
         objects=sample.objects,
         boxes=sample.boxes,
         findings=sample.findings,
+        lungs=records.read_mask(record.lungs, size=size) if lungs and record.lungs else None,
     )
 
 

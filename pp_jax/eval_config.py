@@ -23,7 +23,8 @@ class EvalConfig:
     """Instead of one checkpoint, all that is compared: `FOLDER`, or `NAME=FOLDER`, or
     `NAME=FOLDER+FOLDER` for a run of several seeds; in the same quotes what it is shown and how its
     masks are refined, `'NAME=FOLDER filter=clahe refine=fill_holes'`. Beside them stand those that
-    are named of the following, or all:"""
+    are named of the following, refined if `'otsu refine=fill_holes'` says so, or else all but those
+    marked `by name`:"""
     data: str = ""
     """Data set, or several with commas; default: the run's."""
     data_dir: str = ""

@@ -7,7 +7,6 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
-from skimage.filters import threshold_otsu
 
 from pp_jax.evaluate import controls
 from pp_jax.evaluate.subjects import Marks
@@ -136,29 +135,6 @@ def test_what_is_guessed_of_marks_needs_them_and_a_row_says_so():
     for name in IN_BOXES:
         with pytest.raises(ValueError, match="nothing is marked"):
             controls.CONTROLS[name].function(SHAPE, Marks(), atlas=FITTED)
-
-
-def test_otsu_cuts_the_pixels_of_each_box_by_their_own_threshold():
-    grey = np.random.default_rng(2).integers(0, 120, SHAPE).astype(np.uint8)
-    grey[30:60, 20:40] += 100
-    grey[:, 110:120] += 60
-    image = np.repeat(grey[..., None], 3, axis=2)
-    function = controls.SIMPLE["otsu"].function
-    masks = function(image, Marks(boxes=BOXES), atlas=SLOPE)
-    for mask, (x0, y0, x1, y1) in zip(masks, BOXES.astype(int), strict=True):
-        want = np.zeros(SHAPE, bool)
-        cut = threshold_otsu(grey[y0:y1, x0:x1])
-        want[y0:y1, x0:x1] = grey[y0:y1, x0:x1] > cut
-        np.testing.assert_array_equal(mask, want)
-    (whole,) = function(image, Marks(), atlas=SLOPE)
-    np.testing.assert_array_equal(whole, grey > threshold_otsu(grey))
-    box = controls.boxes_of(SHAPE, click((30, 40)), atlas=FITTED)
-    np.testing.assert_array_equal(
-        function(image, click((30, 40)), atlas=FITTED),
-        function(image, Marks(boxes=box), atlas=SLOPE),
-    )
-    flat = np.full((*SHAPE, 3), 7, np.uint8)
-    assert not function(flat, Marks(boxes=BOXES), atlas=SLOPE).any()
 
 
 def test_the_ellipse_fills_pi_quarters_of_its_box_and_touches_its_sides():

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from pp_jax.evaluate.controls import Atlas
-from pp_jax.evaluate.methods import METHODS, Source, Told, guess, parse_methods
+from pp_jax.evaluate.methods import Source, Told, guess, parse_methods
 from pp_jax.evaluate.protocols import Drawn, draw_marks, parse_protocols
 from pp_jax.evaluate.subjects import Marks, Subject
 
 SHAPE = (40, 50)
-GUESSES = ("box", "ellipse", "mean_shape", "atlas", "otsu")
+GUESSES = ("box", "ellipse", "mean_shape", "atlas")
+DEFAULT = [*GUESSES, "otsu", "swap", "blind"]
 # Objects fill their boxes, a sixteenth of the image each, and lie in its lower half.
 ATLAS = Atlas(
     np.ones((2, 8, 8), np.float32),
@@ -72,14 +73,14 @@ def run(row: str, one: Subject, told: dict[str, Drawn]) -> dict:
     ],
 )
 def test_a_model_is_a_name_folders_and_options(text, want):
-    assert parse_methods([text]) == ([want], list(METHODS))
+    assert parse_methods([text]) == ([want], DEFAULT)
 
 
 def test_lines_are_told_from_models_kept_in_order_and_counted_once():
     models, lines = parse_methods(["swap", "runs/b", "box", "runs/a", "swap"])
     assert [model.name for model in models] == ["b", "a"]
     assert lines == ["swap", "box"]
-    assert parse_methods([]) == ([], list(METHODS))
+    assert parse_methods([]) == ([], DEFAULT)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +109,13 @@ def test_a_wrong_method_is_named_in_one_line(texts, words):
 
 @pytest.mark.parametrize(
     ("row", "pixels"),
-    [("box", (240, 252)), ("mean_shape", (240, 252)), ("otsu", (231, 243)), ("atlas", (1000,) * 2)],
+    [("box", (240, 252)), ("mean_shape", (240, 252)), ("atlas", (1000,) * 2)],
 )
 def test_a_guess_answers_each_mark_with_the_pixels_that_one_counts(row, pixels):
     outcome = run(row, subject(), drawn(subject(), "box"))["box"]
     assert tuple(outcome.masks.sum((1, 2))) == pixels
     assert outcome.prompted
     assert (outcome.choice, outcome.score, outcome.found) == ("model", None, None)
-    if row == "otsu":
-        np.testing.assert_array_equal(outcome.masks, subject().objects)
 
 
 def test_the_ellipse_has_pi_quarters_of_its_box():
@@ -141,12 +140,12 @@ def test_a_guess_gets_the_marks_of_the_models_and_not_the_true_boxes():
 @pytest.mark.parametrize("row", GUESSES)
 def test_no_guess_looks_at_corrections_and_none_needs_marks_where_nothing_is_marked(row):
     got = run(row, subject(), drawn(subject(), "clicks:3,box,auto,none"))
-    assert list(got) == (["box", "auto", "none"] if row in ("atlas", "otsu") else ["box"])
+    assert list(got) == (["box", "auto", "none"] if row == "atlas" else ["box"])
     for spec in ("auto", "none"):
         if spec in got:
             assert not got[spec].prompted
             assert len(got[spec].masks) == 1
-            assert len(got[spec].found.boxes) == (1 if row == "atlas" else 2)
+            assert len(got[spec].found.boxes) == 1
 
 
 def test_an_atlas_is_asked_for_by_the_patient():

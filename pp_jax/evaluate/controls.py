@@ -2,8 +2,8 @@
 
 A control knows the image's shape and what is marked on it, nothing else. Boxes are
 `(x0, y0, x1, y1)` in pixels of the original frame and tight: `x1 = x0 + width` and `y1` are the far
-edges. A pixel is inside when its centre, at index + 0.5, is. Otsu's threshold, a method of one
-line that does see pixels, stands beside the controls in a table of its own.
+edges. A pixel is inside when its centre, at index + 0.5, is. Oracles, which know the lungs as an
+expert outlined them, stand beside the controls in a table of their own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,11 +12,9 @@ from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, UInt8
-from skimage.filters import threshold_otsu
+from jaxtyping import Bool, Float, Float32, Float64
 
 from pp_jax.evaluate.subjects import Marks
-from pp_jax.preprocess.colour import to_grey
 from pp_jax.types import FOREGROUND
 
 T = TypeVar("T")
@@ -33,18 +31,13 @@ Outlined = tuple[tuple[int, int], Sequence[Crop]]
 
 
 class Control(NamedTuple):
-    """A row of `CONTROLS`."""
+    """A row of `CONTROLS` or of `ORACLES`."""
 
-    function: Callable[..., Bool[np.ndarray, "N H W"]]  # `(shape, marks, *, atlas)`, one per mark.
+    # `(shape, marks, *, atlas)`, or of an oracle `(lungs, marks, *, atlas)`; one mask per mark.
+    function: Callable[..., Bool[np.ndarray, "N H W"]]
     needs_marks: bool  # Says nothing of an image on which nothing is marked.
     label: str  # Name in tables.
-
-
-class Simple(NamedTuple):
-    """A row of `SIMPLE`: it sees the image and is trained on nothing."""
-
-    function: Callable[..., Bool[np.ndarray, "N H W"]]  # `(image, marks, *, atlas)`, one per mark.
-    label: str
+    help: str
 
 
 class Atlas(NamedTuple):
@@ -121,29 +114,28 @@ def frame_atlas(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Bool[n
     """
     frame, threshold = _known(atlas.frame, "frame"), _known(atlas.frame_threshold, "frame")
     down, across = (_lerp((np.arange(n) + 0.5) / n, len(frame)) for n in shape)
-    marked = next((m for m in (marks.boxes, marks.points) if m is not None), np.zeros(1))
-    return np.repeat((down @ frame @ across.T >= threshold)[None], len(marked), axis=0)
+    return _for_each_mark(down @ frame @ across.T >= threshold, marks)
 
 
-def otsu(
-    image: UInt8[np.ndarray, "H W 3"], marks: Marks, *, atlas: Atlas
+# Oracles: the rows of `ORACLES`.
+
+
+def whole_lungs(
+    lungs: Bool[np.ndarray, "H W"], marks: Marks, *, atlas: Atlas
 ) -> Bool[np.ndarray, "N H W"]:
-    """What is brighter than Otsu's threshold in each mark's box, or in the image without a mark.
+    """The lungs for each mark alike, whatever is marked."""
+    del atlas
+    return _for_each_mark(lungs, marks)
 
-    The threshold is that of the pixels in the box alone, `skimage.filters.threshold_otsu`.
-    """
-    grey = to_grey(image)
-    height, width = grey.shape
-    if marks.boxes is None and marks.points is None:
-        boxes = np.array([[0, 0, width, height]], float)
-    else:
-        boxes = boxes_of(grey.shape, marks, atlas=atlas)
-    masks = np.zeros((len(boxes), height, width), bool)
-    for mask, edges in zip(masks, boxes, strict=True):
-        window = _window(grey.shape, edges)
-        if grey[window].size:
-            mask[window] = grey[window] > threshold_otsu(grey[window])
-    return masks
+
+def box_in_lungs(
+    lungs: Bool[np.ndarray, "H W"], marks: Marks, *, atlas: Atlas
+) -> Bool[np.ndarray, "N H W"]:
+    """What of each mark's box lies in the lungs; `boxes_of` says which box."""
+    return box(lungs.shape, marks, atlas=atlas) & lungs
+
+
+# Marks.
 
 
 def boxes_of(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Float[np.ndarray, "N 4"]:
@@ -169,6 +161,11 @@ def boxes_of(shape: tuple[int, int], marks: Marks, *, atlas: Atlas) -> Float[np.
             half = _known(atlas.extent, "extent")[side] * size / 2
             edges[:2], edges[2:] = np.maximum(centre - half, 0), np.minimum(centre + half, size)
     return boxes
+
+
+def _for_each_mark(mask: Bool[np.ndarray, "H W"], marks: Marks) -> Bool[np.ndarray, "N H W"]:
+    marked = next((m for m in (marks.boxes, marks.points) if m is not None), np.zeros(1))
+    return np.repeat(mask[None], len(marked), axis=0)
 
 
 def _one_by_one(
@@ -371,11 +368,27 @@ def _shares(start: float, stop: float, pixels: int, cells: int) -> Float32[np.nd
 
 CONTROLS: Mapping[str, Control] = MappingProxyType(
     {
-        "box": Control(box, True, "filled box"),
-        "ellipse": Control(ellipse, True, "inscribed ellipse"),
-        "mean_shape": Control(shape_in_box, True, "mean shape"),
-        "atlas": Control(frame_atlas, False, "atlas of the frame"),
+        "box": Control(box, True, "filled box", "the box of each mark"),
+        "ellipse": Control(ellipse, True, "inscribed ellipse", "the ellipse in it"),
+        "mean_shape": Control(
+            shape_in_box,
+            True,
+            "mean shape",
+            "the mean shape of training objects, pasted into it",
+        ),
+        "atlas": Control(
+            frame_atlas, False, "atlas", "where training findings lie, whatever is marked"
+        ),
     }
 )
 
-SIMPLE: Mapping[str, Simple] = MappingProxyType({"otsu": Simple(otsu, "Otsu's threshold")})
+ORACLES: Mapping[str, Control] = MappingProxyType(
+    {
+        "lungs": Control(
+            whole_lungs, False, "whole lungs (oracle)", "the lungs as an expert outlined them"
+        ),
+        "box+lungs": Control(
+            box_in_lungs, True, "box in lungs (oracle)", "what of each box lies in them"
+        ),
+    }
+)

@@ -34,6 +34,7 @@ class Subject(NamedTuple):
     objects: Bool[np.ndarray, "N H W"]
     boxes: Float[np.ndarray, "N 4"]
     findings: Bool[np.ndarray, "H W"]
+    lungs: Bool[np.ndarray, "H W"] | None = None  # As an expert outlined them; None: not read.
 
 
 class Answer(NamedTuple):
