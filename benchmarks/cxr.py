@@ -23,7 +23,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from data import cxr_seg
 from pp_jax.evaluate import statistics
 
 PHANTOMS = Path("datasets/phantoms")
@@ -35,14 +34,16 @@ class Task(NamedTuple):
 
     preset: str
     protocol: str
-    guess: str  # The row of eval.py that sees no pixel; "lungs": drawn by the experts.
+    lines: tuple[str, ...]  # Of `METHODS`: what sees no pixel; the lungs are the experts'.
     beside: tuple[str, ...]  # More protocols, reported without a claim.
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
-        "none": Task("cxr-tiny", "none", "lungs", ()),
-        "click": Task("cxr-tiny-click", "centre", "mean shape", ("point", "box", "jitter:10")),
+        "none": Task("cxr-tiny", "none", ("mean_shape", "atlas", "lungs"), ()),
+        "click": Task(
+            "cxr-tiny-click", "centre", ("mean_shape", "atlas"), ("point", "box", "jitter:10")
+        ),
     }
 )
 
@@ -107,7 +108,7 @@ def score(study: Study, task: Task, fold: int) -> None:
     blind = (f"blind=runs/{task.preset}-blind/fold{fold}",) if study.blind else ()
     call(
         *("eval.py", "--methods", f"tiny=runs/{task.preset}/fold{fold}"),
-        *(*blind, "mean_shape", "atlas"),
+        *(*blind, *task.lines),
         *("--data", "cxr_seg", "--data-dir", study.data_dir, "--prompt", prompts),
         *("--out", report_of(task, fold).parent, "--pictures", 0),
     )
@@ -127,10 +128,8 @@ Dice = dict[str, dict[str, list[float]]]  # By method, of each patient's images.
 
 
 def read(study: Study, task: Task, protocol: str, folds: Sequence[int]) -> Dice:
-    """The Dice of images with a finding; the lungs' as well."""
-    lungs, found = {}, defaultdict(lambda: defaultdict(list))
-    if task.guess == "lungs":
-        lungs = dice_of_lungs(study.data_dir)
+    """The Dice of images with a finding."""
+    found = defaultdict(lambda: defaultdict(list))
     for fold in folds:
         with report_of(task, fold).open() as file:
             rows = list(csv.DictReader(file))
@@ -138,22 +137,6 @@ def read(study: Study, task: Task, protocol: str, folds: Sequence[int]) -> Dice:
             if row["protocol"] != protocol or row["choice"] != "model" or not int(row["objects"]):
                 continue
             found[row["method"]][row["patient"]].append(float(row["dice"]))
-            if row["method"] == "tiny" and row["id"] in lungs:
-                found["lungs"][row["patient"]].append(lungs[row["id"]])
-    return found
-
-
-def dice_of_lungs(folder: Path) -> dict[str, float]:
-    """How well the experts' outlines of both lungs would do for the opacities, by image."""
-    found = {}
-    for name, annotation in cxr_seg.parse_structure(folder / cxr_seg.STRUCTURE).items():
-        drawn = [part for part in annotation.parts if part.mask]
-        lesion, lungs = (
-            cxr_seg.draw_parts(annotation.size, [p for p in drawn if p.template in kinds])
-            for kinds in (cxr_seg.LESION, cxr_seg.LUNGS)
-        )
-        if lesion.any():
-            found[Path(name).stem] = 2 * (lesion & lungs).sum() / (lesion.sum() + lungs.sum())
     return found
 
 
