@@ -221,7 +221,7 @@ def test_a_large_image_is_seen_small_and_its_mask_is_large(name: str) -> None:
 
 @pytest.mark.parametrize("name", ROWS)
 def test_without_a_mark_all_findings_are_found(name: str) -> None:
-    one, other = disc((72, 90), (22, 30), 14), disc((72, 90), (64, 40), 16)
+    one, other = disc((72, 90), (18, 20), 12), disc((72, 90), (70, 52), 14)
     found = find(name, 50 + 120 * (one | other))
     if name in ONE_PLACE:
         assert max(dice(found, one), dice(found, other)) > 0.9
@@ -340,6 +340,15 @@ def test_a_click_says_which_of_two_discs_in_the_box(name: str) -> None:
     assert dice(find(name, grey, clicked(box, (22, 30))), one) > 0.9
     assert dice(find(name, grey, clicked(box, (64, 40))), other) > 0.9
     assert dice(find(name, grey, clicked(box, (64, 40), (22, 30))), one | other) > 0.9
+    padded = clicked(box, (22, 30), (64, 40), labels=[FOREGROUND, NEUTRAL])
+    assert dice(find(name, grey, padded), one) > 0.9
+
+
+def test_without_a_mark_edges_do_not_close_what_the_border_cuts() -> None:
+    cut, whole = disc((72, 90), (20, 2), 16), disc((72, 90), (62, 44), 16)
+    found = find("canny-regions", 50 + 120 * (cut | whole))
+    assert dice(found, whole) > 0.9
+    assert not (found & cut).any()
 
 
 def test_a_middle_between_two_pixels_is_in_both() -> None:
