@@ -39,7 +39,7 @@ convert-tools: $(VENV)/.run  ## Install what `python -m convert` needs (torch)
 	$(PIP) install --quiet -c constraints.txt -e '.[convert]'
 
 test: $(VENV)/.test  ## Run the tests (12 minutes at most on two cores)
-	$(PY) -m pytest -n 2 --dist loadfile -m 'not parity and not slow and not gpu'
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not parity and not slow and not gpu'
 
 parity: $(VENV)/.test  ## Full-size comparison with the official torch SAM
 	$(PY) -m pytest -m 'parity or slow' -s

@@ -17,7 +17,25 @@ jax.config.update("jax_default_matmul_precision", "highest")
 # On an accelerator machine with jax alone (`make gpu-check`) the fronts cannot be imported.
 pytest_plugins = ["tests.fronts"] if importlib.util.find_spec("grain") else []
 
+# Files that take a minute or so each: begun last, one would keep a process while the other idles.
+_LONG = (
+    "test_sharding",
+    "test_embeddings",
+    "test_evaluation",
+    "test_training",
+    "test_networks",
+    "test_predict_cli",
+    "test_front_mistakes",
+    "test_policies",
+    "test_runs",
+)
+
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files come first; otherwise the order stays."""
+    items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 @pytest.fixture(scope="session")
