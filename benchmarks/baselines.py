@@ -1,0 +1,96 @@
+"""What SAM must beat on real opacities: classical methods, networks, and guesses, in one table.
+
+    python -m benchmarks.baselines --data-dir DIR
+    python -m benchmarks.baselines --data-dir DIR --only score
+
+Trains on five patient-disjoint folds of `cxr_seg`, from weights that were pre-trained on phantoms
+that the project draws: `tiny` on boxes and without a prompt, and the network `unet-tiny` likewise
+(`benchmarks.cxr` makes the phantoms and tiny's first weights). Then eval.py scores all of them and
+every classical method on each fold's own patients, with the exact box and without a prompt; prints
+its tables. A run that is done is not made again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, NamedTuple
+
+import tyro
+
+from benchmarks.cxr import call, pretrain
+
+OUT = Path("runs/baselines")
+GUESSES = ("box", "ellipse", "mean_shape", "atlas", "lungs", "box+lungs")
+
+
+class Model(NamedTuple):
+    """What is trained before, and on the folds."""
+
+    before: tuple[str, ...]  # Flags of a training on phantoms; none: the preset tells of it.
+    folds: tuple[str, ...]  # Of the training on the folds.
+
+
+_UNET = ("--variant", "unet-tiny")
+
+# The names are those of the tables.
+MODELS: Mapping[str, Model] = MappingProxyType(
+    {
+        "tiny-box": Model((), ("--preset", "cxr-tiny-click", "--prompting", "box")),
+        "tiny": Model((), ("--preset", "cxr-tiny")),
+        "unet-box": Model(
+            ("--preset", "cxr-phantoms", *_UNET, "--prompting", "box"),
+            ("--preset", "cxr-tiny-click", *_UNET, "--prompting", "box"),
+        ),
+        "unet": Model(
+            ("--preset", "cxr-phantoms", *_UNET),
+            ("--preset", "cxr-tiny", *_UNET),
+        ),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Train and compare."""
+
+    data_dir: Path
+    """Of the data set cxr_seg."""
+    models: tuple[Literal[tuple(MODELS)], ...] = tuple(MODELS)
+    """What is trained and compared."""
+    only: Literal["all", "folds", "score"] = "all"
+    """`folds` pre-trains nothing, `score` trains nothing."""
+
+
+def main() -> None:
+    """Run what is missing, and let eval.py print its tables."""
+    asked = tyro.cli(Comparison)
+    if asked.only == "all":
+        pretrain()
+    for name in asked.models:
+        if asked.only != "score":
+            train(name, MODELS[name], asked)
+    named = (f"{name}={OUT}/{name}" for name in asked.models)
+    call(
+        *("eval.py", "--methods", *named, "classical", *GUESSES),
+        *("--data", "cxr_seg", "--data-dir", asked.data_dir, "--prompt", "box,none"),
+        *("--out", OUT / "report"),
+    )
+
+
+def train(name: str, model: Model, asked: Comparison) -> None:
+    """The five folds of a model, and first what they start from; what is done is left as it is."""
+    start = ()
+    if model.before:
+        first = OUT / f"{name}-phantoms"
+        start = ("--init", first)
+        if asked.only == "all":
+            call("train.py", *model.before, "--out", first)
+    call(
+        *("train.py", *model.folds, *start, "--out", OUT / name),
+        *("--data-dir", asked.data_dir, "--folds", 5),
+    )
+
+
+if __name__ == "__main__":
+    main()
