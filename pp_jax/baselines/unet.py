@@ -17,10 +17,11 @@ PADDINGS = ("same", "valid")
 UPS = ("transposed", "bilinear")
 NORMS = ("none", "group")
 
-HE = nn.initializers.he_normal()
+# As in the paper: Gaussian, variance 2 / (fan in).
+HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 # After a transposed convolution with stride 2 each pixel has seen one of the four taps, and no ReLU
 # follows: variance 1 / C, which is 4 / (fan in).
-_UP = nn.initializers.variance_scaling(4.0, "fan_in", "truncated_normal")
+_UP = nn.initializers.variance_scaling(4.0, "fan_in", "normal")
 _GROUPS = 8
 
 
