@@ -12,6 +12,8 @@ from PIL import Image
 from data.cxr_seg import LESION, LUNGS, draw_parts, parse_structure
 from data.records import Record, load, read_mask
 from data.sources import open_dataset
+from eval import to_source
+from pp_jax.eval_config import EvalConfig
 
 STRUCTURE = "Filename,Template Name,Mask,Resolution,Top,Left\n"
 METADATA = "patientid,sex,age,finding,view,filename,license\n"
@@ -123,6 +125,14 @@ def test_a_structure_is_pasted_at_its_place_and_the_record_travels(folder):
     lungs[:, 20:30] = lungs[:, 50:] = False
     np.testing.assert_array_equal(read_mask(record.lungs, size=(40, 60)), lungs)
     assert (sample.image == 77).all()
+
+
+def test_an_evaluation_reads_the_lungs_only_where_a_line_needs_them(folder):
+    (record,) = read(folder)
+    told, alone = (to_source(record, EvalConfig(), lungs=one).read() for one in (True, False))
+    np.testing.assert_array_equal(told.lungs, record.lungs.pixels())
+    assert alone.lungs is None
+    np.testing.assert_array_equal(told.findings, alone.findings)
 
 
 def test_structures_of_both_kinds_are_one_target_and_others_are_none(folder):
