@@ -30,6 +30,7 @@ from tests.fronts import assert_refused, finish, flags, front, start, table
 
 LABELS = {name: row.label for name, row in METHODS.items()}
 SWAP = "plain, another patient's image"
+CLUSTERED = "k-means refine=fill_holes"
 QUICK = ("--samples", 200, "--pictures", 0, "--confidence", "stability")
 
 
@@ -67,7 +68,7 @@ def several(run, converted, tmp_path_factory):
     """Flags that compare two seeds of a run with converted weights and some guesses."""
     folder = tmp_path_factory.mktemp("several")
     seeds = "+".join(str(recast(run, folder / name, seed=n)) for n, name in enumerate("ab"))
-    names = (f"mine={seeds}", f"plain={converted}", "mean_shape", "atlas", "swap")
+    names = (f"mine={seeds}", f"plain={converted}", "mean_shape", "atlas", CLUSTERED, "swap")
     return ("--methods", *names, "--prompt", "box,point,none", *QUICK)
 
 
@@ -116,6 +117,18 @@ def test_two_seeds_are_two_rows_of_an_image_and_one_line_of_a_table(report):
     patients = {row["patient"] for row in rows}
     means = [np.mean([float(r["dice"]) for r in rows if r["patient"] == one]) for one in patients]
     assert float(cells["Dice [95 %]"].split()[0]) == pytest.approx(np.mean(means), abs=6e-4)
+
+
+def test_a_refined_classical_method_is_scored_on_the_images_of_the_models(report):
+    label = f"{LABELS['k-means']} refine=fill_holes"
+    for prompt in ("box", "point", "none"):
+        own, other = (
+            [row["id"] for row in rows_of(report[0], method=name, protocol=prompt, choice="model")]
+            for name in (label, "plain")
+        )
+        assert own == other
+        assert own
+    assert f"| {label} " in report[1]
 
 
 def test_every_object_has_a_row_of_its_own(report, data):
@@ -222,11 +235,13 @@ def test_on_other_data_everything_is_test_and_a_blind_twin_stands_beside(run, co
     records = [record for record in read_rsna(other) if record.boxes]
     scored = rows_of(out, choice="model", protocol="point")
     twin = "mine, blind twin"
-    for method in ("mine", twin, "mine, another patient's image", *LABELS.values()):
+    unasked = [line.label for line in METHODS.values() if line.default]
+    for method in ("mine", twin, "mine, another patient's image", *unasked):
         if method not in (LABELS["swap"], LABELS["blind"]):
             assert {r["id"] for r in scored if r["method"] == method} == {r.id for r in records}
     boxes = rows_of(out, protocol="box")
     assert {LABELS["box"], LABELS["mean_shape"]} <= {row["method"] for row in boxes}
+    assert LABELS["k-means"] not in {row["method"] for row in scored}
     assert twin not in {row["method"] for row in boxes}
     models = json.loads((out / "settings.json").read_text())["models"]
     assert {(model["kind"], model["look"]["filter"]) for model in models} == {
