@@ -41,7 +41,7 @@ MODELS: Mapping[str, Model] = MappingProxyType(
         "tiny-box": Model((), ("--preset", "cxr-tiny-click", "--prompting", "box")),
         "tiny": Model((), ("--preset", "cxr-tiny")),
         "unet-box": Model(
-            ("--preset", "cxr-phantoms", *_BOXES),
+            ("--preset", "cxr-phantoms", *_BOXES, "--steps", "400"),
             ("--preset", "cxr-tiny-click", *_BOXES),
         ),
         "unet": Model(
