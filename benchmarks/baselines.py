@@ -4,10 +4,11 @@
     python -m benchmarks.baselines --data-dir DIR --only score
 
 Trains on five patient-disjoint folds of `cxr_seg`, from weights that were pre-trained on phantoms
-that the project draws: `tiny` on boxes and without a prompt, and the network `unet-tiny` likewise
-(`benchmarks.cxr` makes the phantoms and tiny's first weights). Then eval.py scores all of them and
-every classical method on each fold's own patients, with the exact box and without a prompt; prints
-its tables. A run that is done is not made again.
+that the project draws: `tiny` on boxes and without a prompt, and the network `unet-tiny`
+(`benchmarks.cxr` makes the phantoms and tiny's first weights). The network has half of tiny's
+resolution and a third of its steps on phantoms: two cores have no more. Then eval.py scores all of
+them and every classical method on each fold's own patients, with the exact box and without a
+prompt; prints its tables. A run that is done is not made again.
 """
 
 from collections.abc import Mapping

@@ -85,6 +85,11 @@ def examine(args: Doctor) -> None:
     print(f"every file's sha256 is that of {checkpoints.MANIFEST}; {_extent(loaded.variables)}")
 
     _section("Image")
+    if loaded.variant not in VARIANTS:
+        raise ValueError(
+            f"{args.checkpoint}: a network ({loaded.variant}), which the official package has not; "
+            f"name weights of {', '.join(VARIANTS)}"
+        )
     config = VARIANTS[loaded.variant]
     image = drawn_image() if args.image is None else read_any(args.image)
     print("\n".join(describe(image, source=args.image, side=config.image_size)))

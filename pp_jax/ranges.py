@@ -96,12 +96,12 @@ def _check_network(config: Any) -> None:
             f"--prompting {config.prompting} with {name}: a network reads a box or nothing; choose "
             "--prompting box or none"
         )
-    told = {"trainable": "full", "layer_decay": 1.0, "scan_blocks": False}
+    told = {"trainable": "full", "layer_decay": 1.0, "scan_blocks": False, "embeddings": ""}
     for field, value in told.items():
         if getattr(config, field) != value:
             raise ValueError(
                 f"{_flag(field)} {getattr(config, field)} with {name}: it has no parts or blocks "
-                f"as SAM has; leave {_flag(field)} out"
+                f"as SAM has, and no encoder that stays; leave {_flag(field)} out"
             )
 
 
@@ -164,7 +164,7 @@ def _flag(name: str) -> str:
 
 
 _LORA = Idle(lambda x: x.trainable != "lora", "it is of --trainable lora; add that")
-_SAM = Idle(lambda x: x.variant in SEGMENTERS, "it is of SAM; name another --variant")
+_NOT_SAM = Idle(lambda x: x.variant in SEGMENTERS, "it is of SAM; name another --variant")
 _ENCODER = Idle(
     lambda x: bool(x.embeddings),
     "with --embeddings the encoder is not in the step; leave --embeddings out",
@@ -183,9 +183,9 @@ IDLE: Mapping[str, Idle] = MappingProxyType(
         ),
         "remat": _ENCODER,
         "scan_blocks": _ENCODER,
-        "iou": _SAM,
-        "best_mask": _SAM,
-        "attention": _SAM,
+        "iou": _NOT_SAM,
+        "best_mask": _NOT_SAM,
+        "attention": _NOT_SAM,
         "warmup": Idle(
             lambda x: x.steps is not None and x.warmup >= x.steps,
             "the rate would never reach its peak; give more --steps than that",

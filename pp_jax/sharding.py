@@ -70,15 +70,16 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, shape: str = "") -> M
 
 
 def placements(shapes: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """The sharding of each leaf of a nested dict of arrays, by `RULES`; without SAM's layers, by the
-    last of them.
+    """The sharding of each leaf of a nested dict of arrays, by `RULES`.
+
+    A network that is not SAM goes by the last of them alone.
 
     Raises:
       ValueError: The mesh splits heads into unequal parts.
     """
     flat = tree.flatten(shapes)
-    own = any(path.startswith("params/image_encoder/") for path in flat)
-    axes = tree.match(RULES if own else RULES[-1:], list(flat))
+    is_sam = any(path.startswith("params/image_encoder/") for path in flat)
+    axes = tree.match(RULES if is_sam else RULES[-1:], list(flat))
     return tree.unflatten(
         {path: place(leaf.shape, mesh, axes[path], path=path) for path, leaf in flat.items()}
     )

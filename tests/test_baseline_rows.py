@@ -1,6 +1,7 @@
 """Classical methods, oracles and refined lines beside the models, on a small drawn image."""
 
 import csv
+import importlib.util
 
 import numpy as np
 import pytest
@@ -199,12 +200,22 @@ def test_lines_that_need_lungs_shrink_the_images_if_named_and_give_way_in_a_grou
         assert answered(lines, lines, outlined="ab", **ASK) == (lines, frozenset("ab"))
     with pytest.raises(ValueError, match=r"lungs.*: nobody outlined the lungs in a_set; leave"):
         answered(lines, lines, outlined="d", **ASK)
+    assert answered(lines, ["all"], outlined="", **ASK) == (["box"], frozenset("abc"))
+    with pytest.warns(UserWarning, match="lungs.*: left out, .* in 1 of 3 images"):
+        assert answered(lines, ["all"], outlined="ab", **ASK) == (["box"], frozenset("abc"))
     for outlined in ("ab", ""):
-        assert answered(lines, ["all"], outlined=outlined, **ASK) == (["box"], frozenset("abc"))
         assert answered(["otsu"], ["otsu"], outlined=outlined, **ASK) == (
             ["otsu"],
             frozenset("abc"),
         )
+
+
+def test_a_method_whose_library_is_missing_is_left_out_of_a_group_and_refused_by_name(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.warns(UserWarning, match="grabcut: cv2 is not installed, so it is left out"):
+        assert "grabcut" not in parse_methods(["classical"])[1]
+    with pytest.raises(ValueError, match="grabcut: cv2 is not installed; install the extra"):
+        parse_methods(["grabcut"])
 
 
 # Names and refinements.

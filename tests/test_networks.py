@@ -53,7 +53,7 @@ def test_a_stop_on_the_way_changes_no_bit(runs, tmp_path):
 
 
 def test_each_is_scored_under_what_it_reads_alone(runs, data, tmp_path):
-    named = [f"{name}={folder}" for name, folder in runs.items()]
+    named = [f"{name}={runs[name]}" for name in ("box", "none")]
     out = tmp_path / "report"
     asked = ("--prompt", "box,none", "--limit", "3", "--pictures", "0")
     ended = front("eval.py", "--methods", *named, "box", "--data-dir", data, "--out", out, *asked)
@@ -66,10 +66,13 @@ def test_each_is_scored_under_what_it_reads_alone(runs, data, tmp_path):
 def test_what_a_network_does_not_read_is_refused_in_one_line(runs, data, tmp_path):
     ended = front("eval.py", "--checkpoint", runs["box"], "--data-dir", data, "--prompt", "point")
     assert_refused(ended, "--prompt point", "unet-tiny", "box")
+    both = ("--checkpoint", runs["box"], runs["none"], "--data-dir", data)
+    assert_refused(front("eval.py", *both, "--prompt", "box"), "--prompt box")
     for more, named in (
         (("--prompting", "point"), "--prompting point"),
         (("--trainable", "decoder"), "--trainable decoder"),
         (("--layer-decay", "0.8"), "--layer-decay"),
+        (("--embeddings", "float32"), "--embeddings float32"),
         (("--iou", "2"), "--iou 2"),
     ):
         assert_refused(front("train.py", "--model", "unet-tiny", *more), named)

@@ -65,6 +65,7 @@ class Classical(NamedTuple):
     function: Callable[[UInt8[np.ndarray, "H W 3"], Hint], Bool[np.ndarray, "H W"]]
     label: str  # Name in tables.
     help: str  # Half a sentence for `--help`.
+    needs: str = ""  # A module that not every installation has.
 
 
 # Thresholds and classes of grey levels.
@@ -342,6 +343,7 @@ CLASSICAL: Mapping[str, Classical] = MappingProxyType(
             _around(grabcut, longest=CONTOUR_LONGEST),
             "GrabCut",
             "cut from the surroundings by mixtures; needs OpenCV",
+            needs="cv2",
         ),
         "canny-regions": Classical(
             _around(canny_regions, longest=LONGEST),

@@ -1,5 +1,6 @@
 """What is compared: models and what stands beside them, on the same images and marks."""
 
+import importlib.util
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -80,6 +81,7 @@ class Line(NamedTuple):
     guess: Callable[[Subject, Marks, Atlas], Masks] | None = None  # None: it is made of models.
     needs_marks: bool = False  # Says nothing of an image on which nothing is marked.
     needs_lungs: bool = False
+    needs: str = ""  # A module that not every installation has.
     default: bool = True  # Stands in a report that names no row.
 
 
@@ -167,6 +169,13 @@ def answered(
     if not needing or shared == whole:
         return list(lines), whole
     if not any(_first_word(text) in METHODS and needs_lungs(text) for text in asked):
+        if shared:  # Where none has lungs, no line that needs them is expected.
+            warnings.warn(
+                f"{', '.join(needing)}: left out, as nobody outlined the lungs in "
+                f"{len(whole) - len(shared)} of {len(whole)} images; name a line to score the "
+                "others",
+                stacklevel=2,
+            )
         return [line for line in lines if line not in needing], whole
     if not shared:
         raise ValueError(
@@ -188,10 +197,22 @@ def _first_word(text: str) -> str:
 def _expand(text: str) -> list[str]:
     """The lines of a row or of a group, in the words that `parse_line` reads."""
     first, *words = text.split()
-    lines = [" ".join([row, *words]) for row in GROUPS.get(first, (first,))]
+    rows = GROUPS.get(first, (first,))
+    for row in filter(_lacks, rows):
+        why = f"--methods {row}: {METHODS[row].needs} is not installed"
+        if first == row:
+            raise ValueError(f"{why}; install the extra `opencv`, or leave it out")
+        warnings.warn(f"{why}, so it is left out of {first}", stacklevel=2)
+    lines = [" ".join([row, *words]) for row in rows if not _lacks(row)]
     for line in lines:
         parse_line(line)
     return lines
+
+
+def _lacks(row: str) -> bool:
+    """Whether a row cannot be answered in this installation."""
+    needs = METHODS[row].needs
+    return bool(needs) and importlib.util.find_spec(needs) is None
 
 
 def _parse_model(text: str) -> Told:
@@ -272,7 +293,7 @@ def _classical(name: str, subject: Subject, marks: Marks, atlas: Atlas) -> Masks
     """One mask per mark; without marks, one of the whole image."""
     function, shape = CLASSICAL[name].function, subject.findings.shape
     if _unmarked(marks):
-        return function(subject.image, Hint(None, None, None))[None]
+        return function(subject.image, Hint())[None]
     boxes = boxes_of(shape, marks, atlas=atlas)
     masks = np.zeros((len(boxes), *shape), bool)
     for index, box in enumerate(boxes):
@@ -304,7 +325,13 @@ METHODS: Mapping[str, Line] = MappingProxyType(
             for name, row in CONTROLS.items()
         },
         **{
-            name: Line(row.label, row.help, partial(_classical, name), default=name in QUICK)
+            name: Line(
+                row.label,
+                row.help,
+                partial(_classical, name),
+                needs=row.needs,
+                default=name in QUICK,
+            )
             for name, row in CLASSICAL.items()
         },
         **{

@@ -151,6 +151,16 @@ def answerable(
     """
     members = [member for entry in entries for member in entry.members]
     unread = [spec for spec in protocols if not any(reads(member, spec) for member in members)]
+    asked = [spec for spec in protocols if spec not in unread]
+    if asked and prompt != "all" and not reads(members[0], asked[0]):
+        raise ValueError(
+            f"--prompt {asked[0]}: {entries[0].name}, the first model, with which all others are "
+            "compared, does not read it; name another model or another prompt first"
+        )
+    for entry in entries:
+        skipped = [spec for spec in asked if not reads(entry.members[0], spec)]
+        if skipped and prompt != "all":
+            print(f"{entry.name} is not asked under {', '.join(skipped)}, which it does not read")
     if unread and prompt != "all":
         raise ValueError(
             f"--prompt {unread[0]}: {entries[0].name} ({members[0].variant}) reads "
@@ -168,9 +178,9 @@ def answerable(
 
 def reads(member: Member, spec: str) -> bool:
     """Whether the member takes what a protocol marks: a network does what it was trained on."""
-    if member.variant not in SEGMENTERS:
-        return True
-    return spec.partition(":")[0] in _READ[member.run.prompting]
+    kind = spec.partition(":")[0]
+    networks = [one for one in together(member) if one.variant in SEGMENTERS]
+    return all(kind in _READ[one.run.prompting] for one in networks)
 
 
 def apart(entry: Entry, served: Mapping[Path, frozenset[str]]) -> Entry:
