@@ -145,6 +145,14 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return (a & b).sum() / (a | b).sum()
 
 
+def test_a_snake_does_not_depend_on_those_before():
+    rng = np.random.default_rng(3)
+    image = np.repeat(rng.integers(0, 256, (24, 24, 1), np.uint8), 3, axis=2)
+    logits = rng.standard_normal((24, 24)).astype(np.float32)
+    first, again = (snake(logits, image, iterations=3) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
 def test_the_snake_is_the_papers_and_finds_the_edge():
     truth, guess = scene((36, 32), 18), scene((38, 34), 16)
     grey = np.where(truth, 170, 60) + RNG.normal(0, 10, truth.shape)

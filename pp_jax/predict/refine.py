@@ -200,6 +200,10 @@ def snake(
         np.pad(mask, margin, mode="edge")[near],
         smoothing=1,
     )
+    if iterations % 2:
+        # The library smooths by two operators in turn and remembers whose turn it is, from one call
+        # to the next: one round more, of nothing, and every snake begins alike.
+        morphological_geodesic_active_contour(np.ones((3, 3)), 1, np.ones((3, 3)), smoothing=1)
     return outline[margin:-margin, margin:-margin]
 
 
