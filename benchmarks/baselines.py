@@ -8,18 +8,21 @@ that the project draws: `tiny` on boxes and without a prompt, and the network `u
 (`benchmarks.cxr` makes the phantoms and tiny's first weights). The network has half of tiny's
 resolution and a third of its steps on phantoms: two cores have no more. Then eval.py scores all of
 them and every classical method on each fold's own patients, with the exact box and without a
-prompt; prints its tables. A run that is done is not made again.
+prompt; prints one table. A run that is done is not made again.
 """
 
-from collections.abc import Mapping
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
 import tyro
 
-from benchmarks.cxr import call, pretrain
+from benchmarks.cxr import call, interval_text, pretrain
 
 OUT = Path("runs/baselines")
 GUESSES = ("box", "ellipse", "mean_shape", "atlas", "lungs", "box+lungs")
@@ -66,7 +69,7 @@ class Comparison:
 
 
 def main() -> None:
-    """Run what is missing, and let eval.py print its tables."""
+    """Run what is missing, and print the table."""
     asked = tyro.cli(Comparison)
     if asked.only == "all":
         pretrain()
@@ -74,11 +77,42 @@ def main() -> None:
         if asked.only != "score":
             train(name, MODELS[name], asked)
     named = (f"{name}={OUT}/{name}" for name in asked.models)
+    if not (OUT / "report").exists():
+        score(named, asked)
+    print(table(OUT / "report"))
+
+
+def score(named: Iterable[str], asked: Comparison) -> None:
+    """The report on all folds' own patients."""
     call(
         *("eval.py", "--methods", *named, "classical", *GUESSES),
         *("--data", "cxr_seg", "--data-dir", asked.data_dir, "--prompt", "box,none"),
         *("--out", OUT / "report"),
     )
+
+
+def table(report: Path) -> str:
+    """Markdown: of each method under each prompt, means over patients of images with a finding."""
+    with (report / "seconds.csv").open() as file:
+        seconds = {
+            (row["method"], row["protocol"]): float(row["median seconds"])
+            for row in csv.DictReader(file)
+        }
+    scores = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    with (report / "images.csv").open() as file:
+        for row in csv.DictReader(file):
+            if row["choice"] == "model" and int(row["objects"]):
+                for metric in ("dice", "nsd_1"):
+                    own = scores[row["protocol"], row["method"]][metric]
+                    own[row["patient"]].append(float(row[metric]))
+    lines = ["| prompt | method | Dice [95 %] | NSD at 1 % [95 %] | ms an image | patients |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    for (protocol, method), of in sorted(scores.items(), key=lambda item: item[0][0]):
+        means = [{p: float(np.mean(x)) for p, x in own.items()} for own in of.values()]
+        milliseconds = f"{1000 * seconds[method, protocol]:.1f}"
+        cells = (protocol, method, *map(interval_text, means), milliseconds, len(means[0]))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
 
 
 def train(name: str, model: Model, asked: Comparison) -> None:

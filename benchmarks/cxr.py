@@ -151,13 +151,21 @@ def table(study: Study, task: Task) -> str:
             for method, patients in found.items():
                 own = {patient: float(np.mean(values)) for patient, values in patients.items()}
                 gain = {p: float(np.mean(found["tiny"][p])) - own[p] for p in own}
-                told = "" if method == "tiny" else _text(gain)
-                cells = (", ".join(map(str, folds)), protocol, method, _text(own), told, len(own))
+                told = "" if method == "tiny" else interval_text(gain)
+                cells = (
+                    ", ".join(map(str, folds)),
+                    protocol,
+                    method,
+                    interval_text(own),
+                    told,
+                    len(own),
+                )
                 lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
-def _text(by_patient: Mapping[str, float]) -> str:
+def interval_text(by_patient: Mapping[str, float]) -> str:
+    """The mean over patients with its interval of 95 %."""
     one = statistics.interval(list(by_patient.values()), list(by_patient))
     return f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]"
 
