@@ -8,7 +8,7 @@ from pp_jax import checkpoints, config
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import TrainConfig
 from pp_jax.eval_config import EvalConfig
-from pp_jax.evaluate.methods import METHODS, Told
+from pp_jax.evaluate.methods import GROUPS, METHODS, Told
 from pp_jax.finetune import runs
 from pp_jax.finetune.models import config_of
 from pp_jax.look import Look, override
@@ -156,7 +156,7 @@ def peek(folder: Path, *, flag: str) -> Found:
         raise CheckpointError(
             f"{flag} {folder}: {found}; give a run of `python train.py` (runs/...), weights that "
             "`python -m convert` made (checkpoints/...), or under --methods one of "
-            f"{', '.join(METHODS)}"
+            f"{', '.join((*METHODS, *GROUPS))}"
         )
     held = checkpoints.read_manifest(folder)
     variant = held.get("variant")

@@ -428,7 +428,7 @@ def resumed(told: TrainConfig, held: TrainConfig) -> TrainConfig:
     if Path(told.out) != Path(held.out):
         raise ValueError(
             f"--resume {folder} and --out {told.out}: a run goes on in its own folder; leave --out "
-            f"out, or start a new run from its weights with `--init {folder}`"
+            f"out, or start a new run from its weights with `--init {folder} --out OTHER`"
         )
     changed = config.differences(dataclasses.asdict(held), told)
     if held.folds and held.fold is None:
@@ -442,7 +442,7 @@ def resumed(told: TrainConfig, held: TrainConfig) -> TrainConfig:
         why = ", whose schedule ends where it was to end" if length else ""
         raise ValueError(
             f"--resume {folder}: {listed}: that would be another run{why}; leave it out, or start "
-            f"a new run from its weights with `--init {folder}`"
+            f"a new run from its weights with `--init {folder} --out OTHER`"
         )
     return dataclasses.replace(told, resume="", preset=held.preset)
 
