@@ -131,6 +131,7 @@ def compiled(compiled_folder):
     yield compiled_folder
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # Programs in a hurry round otherwise: other tests compile their own.
     compilation_cache.reset_cache()
 
 

@@ -23,13 +23,14 @@ from pp_jax.config import (
     twin_command,
 )
 from pp_jax.finetune import optimize, trainable
+from pp_jax.finetune.models import MODELS
 from pp_jax.look import override
 from pp_jax.preprocess.stage import make_stage
 from pp_jax.presets import PRESETS
 from pp_jax.sam import VARIANTS
 
 TABLES = {
-    "variant": VARIANTS,
+    "variant": MODELS,
     "trainable": trainable.POLICIES,
     "prompting": prompts.PROMPTINGS,
     "recipe": ("", *RECIPES),
@@ -39,7 +40,7 @@ TABLES = {
 
 
 def test_every_variant_has_defaults_of_known_fields() -> None:
-    assert DEFAULTS.keys() == VARIANTS.keys()
+    assert DEFAULTS.keys() == MODELS.keys()
     fields = {field.name for field in dataclasses.fields(TrainConfig)}
     for chosen in DEFAULTS.values():
         assert chosen.keys() <= fields
@@ -370,6 +371,9 @@ IDLE = (
     ({"last_blocks": 2}, {"trainable": "last-k"}, "--trainable last-k"),
     ({"remat": True, "embeddings": "float32"}, {"embeddings": ""}, "--embeddings"),
     ({"scan_blocks": True, "embeddings": "float32"}, {"embeddings": ""}, "--embeddings"),
+    ({"iou": 2.0, "variant": "unet"}, {"variant": "tiny"}, "another --variant"),
+    ({"best_mask": "highest-iou", "variant": "unet"}, {"variant": "tiny"}, "another --variant"),
+    ({"attention": "rows", "variant": "unet"}, {"variant": "tiny"}, "another --variant"),
     ({"warmup": 5, "steps": 5}, {"steps": 6}, "more --steps"),
     ({"patience": 2, "validation": 0.0}, {"validation": 0.1}, "--validation"),
 )

@@ -19,7 +19,7 @@ import train as train_front
 from pp_jax import checkpoints, cli, sharding, tree
 from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import TrainConfig, command, resolve
-from pp_jax.finetune import card, recipe, runs, start
+from pp_jax.finetune import card, models, recipe, runs, start
 from pp_jax.finetune.step import State
 from pp_jax.finetune.trainable import POLICIES
 from pp_jax.lora import lora_of, merge
@@ -56,12 +56,12 @@ def small():
     variants = MappingProxyType(dict(VARIANTS) | {"tiny": SMALL})
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        for module in (runs, recipe):
-            patch.setattr(module, "VARIANTS", variants)
-        patch.setattr(recipe, "sized", lambda *args: SMALL)
+        patch.setattr(models, "VARIANTS", variants)
+        patch.setattr(models, "sized", lambda *args: SMALL)
         patch.setattr(runs, "init", drawn)
         yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 def settings_of(run: Path, **more) -> TrainConfig:

@@ -53,7 +53,8 @@ def test_commands_of_the_page_name_methods_and_models_that_there_are():
         models, _ = parse_methods(values(words, "--methods"))
         assert {folder for model in models for folder in model.folders} <= {
             "runs/NAME",
-            "runs/OTHER",
+            "runs/BOXES",
+            "runs/NONE",
         }
         assert {*values(words, "--model"), *values(words, "--variant")} <= set(MODELS)
 
