@@ -236,7 +236,7 @@ def make_feed(
         "cut": roi.make_for_images(settings.roi),
         "batch": settings.batch,
         "max_objects": settings.max_objects,
-        "objects": "union" if settings.prompting == "none" else "each",
+        "objects": prompts.PROMPTINGS[settings.prompting].objects,
         "features": features,
         **cli.process_share(),
     }

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -14,9 +14,8 @@ from jaxtyping import Float, Float32, UInt8
 from data.records import Record, Sample, load, tight_boxes
 from data.sampling import order_rows
 from pp_jax.preprocess import geometry, roi
-from pp_jax.types import Batch
+from pp_jax.types import Batch, Objects, slots
 
-Objects = Literal["each", "union"]
 Cut = Callable[[UInt8[np.ndarray, "H W 3"]], roi.Window]  # What is shown of an image.
 Features = Callable[[Record], Float[np.ndarray, "h w D"]]  # An embedding, computed before.
 NO_MIX: Mapping[str, int] = MappingProxyType({})
@@ -29,7 +28,7 @@ AHEAD = 8  # Batches: grain's own 500 would be 30 GB at 1024 pixels.
 
 def usable(records: Sequence[Record], *, objects: Objects) -> list[int]:
     """Indices of the records that can be trained on: for "each", those with a box."""
-    return [i for i, record in enumerate(records) if objects == "union" or record.boxes]
+    return [i for i, record in enumerate(records) if objects != "each" or record.boxes]
 
 
 def train_batches(
@@ -64,6 +63,7 @@ def train_batches(
       max_objects: Slots per image, for "each": an image with more keeps its largest objects.
       objects: "each" gives every object its slot and leaves out records without boxes, as there is
         nothing to prompt for. "union" has one slot, valid and empty where nothing is marked.
+        "both" has that one first and then those of "each".
       mix: Weights of the data sets that `Record.dataset` names; empty: every image is shown as
         often as any other.
       balance: Whether images with and without a finding take turns.
@@ -205,24 +205,28 @@ def _cut(sample: Sample, window: roi.Window, *, record: Record) -> Sample:
 def _prepare(
     sample: Sample, *, side: int, max_objects: int, fit: geometry.Fit, name: str, shown: bool
 ) -> _Prepared:
-    masks, boxes = sample.objects, sample.boxes
-    if len(masks) > max_objects:
-        warnings.warn(
-            f"{name}: {len(masks)} objects, the largest {max_objects} are used", stacklevel=2
-        )
-        largest = np.argsort(-masks.sum((1, 2)), kind="stable")[:max_objects]
-        masks, boxes = masks[np.sort(largest)], boxes[np.sort(largest)]
+    sample = _largest(sample, most=max_objects, name=name)
     size = geometry.resized_shape(*sample.image.shape[:2], longest=side, fit=fit)
     image = np.zeros((0, 0, 1), np.uint8)
     if shown:
         image = geometry.resize_image(sample.image, longest=side, fit=fit)
-    targets = [geometry.low_res_target(mask, side=side, fit=fit) for mask in masks]
+    targets = [geometry.low_res_target(mask, side=side, fit=fit) for mask in sample.objects]
     return _Prepared(
         size,
         image,
         np.array(targets, np.float32).reshape(-1, side // 4, side // 4),
-        geometry.boxes_to_model(boxes, original=sample.findings.shape, resized=size),
+        geometry.boxes_to_model(sample.boxes, original=sample.findings.shape, resized=size),
     )
+
+
+def _largest(sample: Sample, *, most: int, name: str) -> Sample:
+    """The sample with its largest objects alone, in their order, where it has more than `most`."""
+    masks = sample.objects
+    if len(masks) <= most:
+        return sample
+    warnings.warn(f"{name}: {len(masks)} objects, the largest {most} are used", stacklevel=2)
+    kept = np.sort(np.argsort(-masks.sum((1, 2)), kind="stable")[:most])
+    return sample._replace(objects=masks[kept], boxes=sample.boxes[kept])
 
 
 def _on_canvas(image: UInt8[np.ndarray, "h w C"], *, side: int) -> UInt8[np.ndarray, "S S 3"]:
@@ -258,8 +262,8 @@ class _Prepare:
         self._fit: geometry.Fit = fit
         self._cut = cut
         self._records, self._side = records, side
-        self._slots = 1 if objects == "union" else max_objects
-        self._union = objects == "union"
+        self._slots, self._most = slots(objects, most=max_objects), max_objects
+        self._objects: Objects = objects
         self._free = cache_bytes
         self._kept: dict[int, _Prepared] = {}
 
@@ -286,9 +290,15 @@ class _Prepare:
         record = self._records[row]
         sample = load(record)
         sample = _cut(sample, self._cut(sample.image), record=record)
-        if self._union:
-            union = sample.findings[None]
+        union = sample.findings[None]
+        if self._objects == "union":
             sample = sample._replace(objects=union, boxes=tight_boxes(union))
+        elif self._objects == "both":
+            sample = _largest(sample, most=self._most, name=record.id)
+            sample = sample._replace(
+                objects=np.concatenate([union, sample.objects]),
+                boxes=np.concatenate([tight_boxes(union), sample.boxes]).astype(np.float32),
+            )
         prepared = _prepare(
             sample,
             side=self._side,

@@ -126,6 +126,7 @@ def resolve_eval(
     data = settings.data or told.data
     # A run that was shown several kinds of prompt is asked for the one that tells least.
     usual = told.prompting if told.prompting not in ("mixed", "iterative") else "point"
+    usual = usual.replace("+", ",")
     prompt = settings.prompt or usual
     other_look = () if shown == trained else name_of(shown)
     parts = ["eval", data.translate(SAFE), prompt.translate(SAFE), *other_look]

@@ -17,7 +17,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from pp_jax.distances import distances
-from pp_jax.types import BOTTOM_RIGHT, FOREGROUND, NEUTRAL, NOT_A_POINT, TOP_LEFT, Prompts, check
+from pp_jax.types import (
+    BOTTOM_RIGHT,
+    FOREGROUND,
+    NEUTRAL,
+    NOT_A_POINT,
+    TOP_LEFT,
+    Objects,
+    Prompts,
+    check,
+)
 
 # The SAM paper's box noise: 10 % of the box's side, never more than 20 pixels at 1024.
 _BOX_SIGMA = 0.1
@@ -316,6 +325,31 @@ def no_prompt(
     return Marks()
 
 
+def and_none(sampler: "Sampler") -> "Sampler":
+    """Marks by the sampler, but none on the first object, which is all findings together.
+
+    A model that learns from both in one step answers with and without a prompt.
+    """
+
+    def sample(
+        key: Key[Array, ""],
+        targets: Float[Array, "N h w"],
+        boxes: Float[Array, "N 4"],
+        valid: Bool[Array, " N"],
+        size: Int[Array, "2"],
+        *,
+        side: int,
+    ) -> Marks:
+        marks = sampler(key, targets, boxes, valid, size, side=side)
+        if marks.labels is not None:
+            marks = marks._replace(labels=marks.labels.at[0].set(NEUTRAL))
+        if marks.has_box is not None:
+            marks = marks._replace(has_box=marks.has_box.at[0].set(False))
+        return marks
+
+    return sample
+
+
 def draw_cell(cells: Bool[Array, "h w"], uniform: Float[Array, ""]) -> Int[Array, "2"]:
     """`(x, y)` of the true cell number `floor(uniform * count)` in raster order.
 
@@ -417,6 +451,9 @@ SAMPLERS: Mapping[str, Sampler] = MappingProxyType(
         "none": no_prompt,
         "scribble": scribble_prompt,
         "lasso": lasso_prompt,
+        "box+none": and_none(box_prompt),
+        "point+none": and_none(point_prompt),
+        "centre+none": and_none(centre_prompt),
     }
 )
 
@@ -425,10 +462,15 @@ class Prompting(NamedTuple):
     """How training marks its objects."""
 
     first: str  # A row of `SAMPLERS`.
-    clicks: bool  # Whether rounds of clicks on the model's errors follow.
+    clicks: bool = False  # Whether rounds of clicks on the model's errors follow.
+    objects: Objects = "each"  # What is marked.
+
+
+def _objects(name: str) -> Objects:
+    return "union" if name == "none" else "both" if name.endswith("+none") else "each"
 
 
 PROMPTINGS: Mapping[str, Prompting] = MappingProxyType(
-    {name: Prompting(name, clicks=False) for name in SAMPLERS}
+    {name: Prompting(name, objects=_objects(name)) for name in SAMPLERS}
     | {"iterative": Prompting("mixed", clicks=True)}
 )

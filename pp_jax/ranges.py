@@ -10,7 +10,16 @@ from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-SEGMENTERS = ("unet", "unet-tiny", "unet-vgg16", "unet-resnet", "fcn", "deeplabv3+")
+SEGMENTERS = (
+    "unet",
+    "unet-tiny",
+    "unet-2015",
+    "unet-bilinear",
+    "unet-vgg16",
+    "unet-resnet",
+    "fcn",
+    "deeplabv3+",
+)
 LOSS_WEIGHTS = ("focal", "dice", "bce", "boundary", "projection", "affinity")
 _WEIGHTS = (*LOSS_WEIGHTS, "iou", "lr", "weight_decay", "clip")
 _COUNTS = (
@@ -45,7 +54,7 @@ def check(config: Any) -> None:
     _check_parts(config)
     if config.variant in SEGMENTERS:
         _check_network(config)
-    if config.balance and config.prompting != "none":
+    if config.balance and not config.prompting.endswith("none"):
         raise ValueError(
             f"--balance with --prompting {config.prompting}: an image without a finding has "
             "nothing to prompt for and is left out; add --prompting none, or leave --balance out"

@@ -10,7 +10,7 @@ The *model frame* is the image after its longest side was scaled to `S`, at the 
 canvas; the *original frame* is the image as the file holds it.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from beartype import beartype
@@ -19,6 +19,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt8, jaxtyped
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT = 0, 1, 2, 3
 NOT_A_POINT = -1  # SAM's own padding point: attended, with an embedding of its own.
 NEUTRAL = -2  # Ours: a slot that no token may attend to.
+
+
+# What has a slot of its own in a batch: each object, all findings together, or these and then each.
+Objects = Literal["each", "union", "both"]
 
 
 class Prompts(NamedTuple):
@@ -46,6 +50,11 @@ class Batch(NamedTuple):
     index: Int[np.ndarray, " B"]  # Row in the list of records; -1 for padding of a last batch.
     # The frozen encoder's, computed before; `image` is then "B 0 0 3".
     features: Float[np.ndarray, "B h w D"] | None = None
+
+
+def slots(objects: Objects, *, most: int) -> int:
+    """How many objects each image of a batch has, where `most` may be marked apart."""
+    return {"each": most, "union": 1, "both": 1 + most}[objects]
 
 
 @jaxtyped(typechecker=beartype)

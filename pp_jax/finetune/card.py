@@ -61,7 +61,9 @@ def kind(licence: str) -> str:
 
 def _subject(facts: Facts) -> list[str]:
     own = facts.settings
-    asked = "no prompt" if own.prompting == "none" else f"prompts of the kind `{own.prompting}`"
+    kind, plus, _ = own.prompting.partition("+")
+    asked = "no prompt" if kind == "none" else f"prompts of the kind `{kind}`"
+    asked += " and without" if plus else ""
     return [
         f"{_model(own.variant)}, trained on {own.data} with {asked}. It gives masks of findings, "
         "and a guess of each mask's IoU.",

@@ -50,7 +50,7 @@ def make_answer(model: Sam, look: Look, *, prompting: str) -> Callable[..., Answ
 
     Prompts are those of a validation, and of the masks it is the one that the model would choose.
     """
-    side, (first, _) = model.config.image_size, PROMPTINGS[prompting]
+    side, first = model.config.image_size, PROMPTINGS[prompting].first
     stage, shown = make_stage(look, side=side), make_shown(look)
 
     def answer(

@@ -24,7 +24,8 @@ from pp_jax.finetune import recipe, runs
 from pp_jax.finetune.embeddings import check_fixed
 from pp_jax.finetune.models import config_of
 from pp_jax.finetune.step import State
-from pp_jax.types import Batch
+from pp_jax.prompts import PROMPTINGS
+from pp_jax.types import Batch, slots
 
 HELP = (
     "cpu:COUNT or tpu:KIND:TOPOLOGY, such as cpu:8 (which tells no time of a step) or tpu:v5e:4x4 "
@@ -208,7 +209,7 @@ def batch_shapes(settings: TrainConfig, mesh: Mesh) -> tuple[Batch, jax.ShapeDty
     """Shapes and placements of a global batch, and of its rows' positions."""
     model, B = config_of(settings.variant, settings.image_size), settings.batch
     side, quarter = model.image_size, model.image_size // 4
-    N = 1 if settings.prompting == "none" else settings.max_objects
+    N = slots(PROMPTINGS[settings.prompting].objects, most=settings.max_objects)
 
     def rows(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=sharding.by_rows(mesh))

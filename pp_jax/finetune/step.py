@@ -59,7 +59,7 @@ def make_terms(
       chain: Augmentations.
     """
     side = model.config.image_size
-    first, clicks = PROMPTINGS[prompting]
+    first, clicks, _ = PROMPTINGS[prompting]
     score = partial(sam_terms, weights=weights, best_mask=best_mask)
 
     def decode(variables: Params, embedding: Array, prompts: Prompts) -> SamOutput:
