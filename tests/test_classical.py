@@ -6,10 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from skimage import filters, segmentation
+from skimage import feature, filters, segmentation
+from sklearn.cluster import KMeans
 
+from data.annotated import component_boxes
 from pp_jax.baselines import classical, regions
 from pp_jax.baselines.classical import CLASSICAL, Hint
+from pp_jax.baselines.clusters import kmeans
 from pp_jax.types import BACKGROUND, FOREGROUND, NEUTRAL
 
 ROWS = tuple(CLASSICAL)
@@ -62,20 +65,21 @@ def phantom(centre: tuple[float, float]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, 180, ground) + noise, mask
 
 
+LARGE = np.array([60, 40, 460, 360], float)
 BLOB = Hint(np.array([13, 9, 42, 36], float))
 
 
 @pytest.fixture(scope="module")
-def lungs(real_data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Three real images, small, each with the box of a finding."""
+def pictures(real_data: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Three real images at full resolution and one of noise, each with the box of a finding."""
     folder = real_data / "cxr_seg"
-    pairs = []
-    for path in sorted((folder / "expected").glob("*__lesion.png"))[:12]:
+    pairs = [(np.random.default_rng(0).integers(0, 256, (400, 500), np.uint8), LARGE)]
+    for path in sorted((folder / "expected").glob("*__lesion.png")):
         image = next((folder / "images").glob(path.name.replace("__lesion.png", ".*")))
         with Image.open(path) as lesion, Image.open(image) as grey:
-            mask = np.asarray(lesion.convert("L").resize((32, 30))) > 0
-            if mask.any() and len(pairs) < 3:
-                pairs.append((np.asarray(grey.convert("L").resize((32, 30))), box_of(mask)))
+            if lesion.size == grey.size and lesion.getbbox() and len(pairs) < 4:
+                box = component_boxes(np.asarray(lesion.convert("L")) > 0)[0]
+                pairs.append((np.asarray(grey.convert("L")), np.array(box, float)))
     return pairs
 
 
@@ -97,45 +101,94 @@ def test_otsu_and_its_many_classes_are_scikit_images(seed: int) -> None:
     assert np.array_equal(find("multi-otsu", grey, BLOB)[part], brightest)
 
 
-def test_otsu_growing_and_k_means_agree_with_the_libraries_on_real_images(lungs) -> None:
-    assert len(lungs) == 3
-    for grey, box in lungs:
+def test_thresholds_and_flood_fill_are_scikit_images_at_full_resolution(pictures) -> None:
+    assert max(grey.size for grey, _ in pictures) > 10**6
+    for grey, box in pictures:
         part = window(grey, box)
         inside, hint = grey[part], Hint(box)
         assert np.array_equal(
             find("otsu", grey, hint)[part], inside > filters.threshold_otsu(inside)
         )
-        # Both seek the least variance within three classes; the library sums in float32.
         brightest = inside > filters.threshold_multiotsu(inside, 3)[-1]
-        assert dice(find("k-means", grey, hint)[part], brightest) > 0.99
-        seed = tuple(np.array(inside.shape) // 3)
+        assert np.array_equal(find("multi-otsu", grey, hint)[part], brightest)
+        seed, hint = click_within(box)
         flooded = segmentation.flood(inside, seed, tolerance=int(inside.std()), connectivity=1)
-        hint = clicked(box, (box[0] + seed[1], box[1] + seed[0]))
         assert np.array_equal(find("flood-fill", grey, hint)[part], flooded)
+
+
+def test_k_means_is_where_scikit_learn_stays_and_nothing_is_better(pictures) -> None:
+    for grey, box in pictures:
+        part = window(grey, box)
+        ours = kmeans(np.bincount(grey[part].ravel(), minlength=256), 3)
+        pixels = grey[part].reshape(-1, 1).astype(float)
+        theirs = KMeans(3, init=ours.centres[:, None], n_init=1, tol=0).fit(pixels)
+        assert np.array_equal(ours.levels[grey[part]].ravel(), theirs.labels_)
+        assert ours.wcss == pytest.approx(theirs.inertia_, rel=1e-9)
+        own_start = KMeans(3, init="k-means++", n_init=1, random_state=0).fit(pixels)
+        assert ours.wcss <= own_start.inertia_ * (1 + 1e-9)
+        brightest = (theirs.labels_ == 2).reshape(grey[part].shape)
+        assert np.array_equal(find("k-means", grey, Hint(box))[part], brightest)
+
+
+def test_a_region_grows_at_full_resolution_as_in_a_plain_loop(pictures) -> None:
+    """The criterion of the running mean has no counterpart in scikit-image; its flood gives bounds.
+
+    From below the flood over what the last mean admits, from above that up to the level farthest
+    from the seed's.
+    """
+    for grey, whole in pictures:
+        box = np.minimum(whole, np.tile(whole[:2] + 280, 2))  # Python takes seconds for more.
+        part = window(grey, box)
+        inside, (seed, hint) = grey[part], click_within(box)
+        tolerance = inside.std()
         grown = find("region-growing", grey, hint)[part]
-        assert np.array_equal(grown, grown_slowly(inside, [seed], tolerance=inside.std()))
+        assert np.array_equal(grown, grown_slowly(inside, [seed], tolerance=tolerance))
+        near = np.abs(inside - inside[grown].mean()) < tolerance
+        if near[seed]:
+            assert not (segmentation.flood(near, seed, connectivity=1) & ~grown).any()
+        away = np.abs(inside.astype(int) - int(inside[seed]))[grown].max()
+        within = segmentation.flood(inside, seed, tolerance=int(away), connectivity=1)
+        assert not (grown & ~within).any()
+
+
+def test_where_the_mean_cannot_move_a_region_grows_as_a_flood(pictures) -> None:
+    """Between levels of which no two differ by less than T, it stays the seed's."""
+    for grey, box in pictures:
+        coarse = grey[window(grey, box)] // 64 * 64
+        seed, _ = click_within(box)
+        seeds = np.zeros(coarse.shape, bool)
+        seeds[seed] = True
+        grown = regions.grow(coarse, seeds, tolerance=64, barred=np.zeros_like(seeds))
+        assert np.array_equal(grown, segmentation.flood(coarse, seed, connectivity=1))
+
+
+def click_within(box: np.ndarray) -> tuple[tuple[int, int], Hint]:
+    """A pixel of the box's window, and the hint of a click there."""
+    x0, y0, x1, y1 = box.astype(int)
+    seed = (y1 - y0) // 3, (x1 - x0) // 3
+    return seed, clicked(box, (x0 + seed[1], y0 + seed[0]))
 
 
 def grown_slowly(grey, seeds, *, tolerance, barred=()) -> np.ndarray:
     """All neighbours of the region at once, each asked by itself, until none joins."""
-    region, refused = set(seeds) - set(barred), set(barred)
-    while region:
-        mean = sum(int(grey[place]) for place in region) / len(region)
-        joining = {
+    levels, (height, width) = grey.tolist(), grey.shape
+    taken, joining = set(barred), set(seeds) - set(barred)
+    mask, border = np.zeros(grey.shape, bool), set()
+    total = count = 0
+    while joining:
+        for y, x in joining:
+            mask[y, x] = True
+            total, count = total + levels[y][x], count + 1
+        taken |= joining
+        around = {
             beside
-            for y, x in region
+            for y, x in joining
             for beside in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1))
-            if 0 <= beside[0] < grey.shape[0]
-            and 0 <= beside[1] < grey.shape[1]
-            and beside not in region | refused
-            and abs(int(grey[beside]) - mean) < tolerance
+            if 0 <= beside[0] < height and 0 <= beside[1] < width
         }
-        if not joining:
-            break
-        region |= joining
-    mask = np.zeros(grey.shape, bool)
-    for place in region:
-        mask[place] = True
+        border = (border - joining) | (around - taken)
+        mean = total / count
+        joining = {(y, x) for y, x in border if abs(levels[y][x] - mean) < tolerance}
     return mask
 
 
@@ -342,6 +395,20 @@ def test_a_click_says_which_of_two_discs_in_the_box(name: str) -> None:
     assert dice(find(name, grey, clicked(box, (64, 40), (22, 30))), one | other) > 0.9
     padded = clicked(box, (22, 30), (64, 40), labels=[FOREGROUND, NEUTRAL])
     assert dice(find(name, grey, padded), one) > 0.9
+
+
+def test_a_click_on_an_edge_stands_for_the_region_beside_it() -> None:
+    """Of the two sides of an outline that is the brighter one, unless a click says otherwise."""
+    shape, box = (72, 90), np.array([0, 0, 90, 72], float)
+    mask = disc(shape, (45, 36), 18)
+    grey = 50 + 120 * mask
+    edges = feature.canny(grey / 255, classical.CANNY_SIGMA, mode="nearest")
+    places = np.argwhere(edges)[::7]
+    assert len(places) > 8
+    for y, x in places:
+        assert dice(find("canny-regions", grey, clicked(box, (x, y))), mask) > 0.9
+        told = find("canny-regions", grey, clicked(box, (x, y), (4, 4)))
+        assert dice(told, ~mask) > 0.97
 
 
 def test_without_a_mark_edges_do_not_close_what_the_border_cuts() -> None:

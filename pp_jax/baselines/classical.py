@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage import feature, filters, segmentation
 
 from pp_jax.baselines.clusters import kmeans
-from pp_jax.baselines.regions import flood, grow, reached
+from pp_jax.baselines.regions import flood, grow
 from pp_jax.baselines.views import (
     Hint,
     Mask,
@@ -57,6 +57,7 @@ GRABCUT_ROUNDS = 5
 GRABCUT_FEWEST = 5  # Pixels on each side: it mixes five Gaussians.
 CANNY_SIGMA = 2.0
 CANNY_LOW = 0.5  # Of the high threshold, which is Otsu's of the gradient.
+EDGE_REACH = 2  # Pixels from a seed on an edge to the region that it stands for.
 
 
 class Classical(NamedTuple):
@@ -66,6 +67,7 @@ class Classical(NamedTuple):
     label: str  # Name in tables.
     help: str  # Half a sentence for `--help`.
     needs: str = ""  # A module that not every installation has.
+    default: bool = False  # Stands in a report that names no row: some take seconds an image.
 
 
 # Thresholds and classes of grey levels.
@@ -146,9 +148,10 @@ def watershed(view: View) -> Mask:
 def canny_regions(view: View) -> Mask:
     """The region without an edge of Canny's that holds the seed, and the edges around it.
 
-    Without a mark, all regions brighter than the mean that edges close. The high threshold is
-    Otsu's of the gradient, the low one half of it: M. Fang, G. Yue and Q. Yu, The study on an
-    application of Otsu method in Canny operator, 2009. A gap in the edges lets the region out.
+    A seed on an edge stands for the region beside it. Without a mark, all regions brighter than the
+    mean that edges close. The high threshold is Otsu's of the gradient, the low one half of it: M.
+    Fang, G. Yue and Q. Yu, The study on an application of Otsu method in Canny operator, 2009. A
+    gap in the edges lets the region out.
     """
     grey = view.grey / 255
     smooth = ndimage.gaussian_filter(grey, CANNY_SIGMA, mode="nearest")
@@ -160,14 +163,42 @@ def canny_regions(view: View) -> Mask:
         grey, CANNY_SIGMA, CANNY_LOW * high, high, mode="nearest", use_quantiles=False
     )
     if view.marked:
-        found = reached(~edges, seed_pixels(view) & ~edges)
+        found = _around_seeds(view, edges)
     else:
         regions, count = ndimage.label(~edges)
         rim = np.concatenate([regions[[0, -1]].ravel(), regions[:, [0, -1]].ravel()])
-        kept = ndimage.mean(grey, regions, np.arange(count + 1)) > grey.mean()
+        kept = _means(view.grey, regions, count) > view.grey.mean()
         kept[rim], kept[0] = False, False
         found = kept[regions]
     return found | (ndimage.binary_dilation(found, np.ones((3, 3), bool)) & edges)
+
+
+def _around_seeds(view: View, edges: Mask) -> Mask:
+    """The regions without an edge that hold the seeds.
+
+    Of a seed on an edge it is the nearest region within `EDGE_REACH` pixels. An edge has a region
+    on either side of it: one that another seed holds counts, else the brighter one.
+    """
+    regions, count = ndimage.label(~edges)
+    seeds, near = seed_pixels(view), np.where(inside(view), regions, 0)
+    means = _means(view.grey, regions, count)
+    held = set(regions[seeds].tolist()) - {0}
+    moved = set()
+    for y, x in np.argwhere(seeds & edges):
+        for reach in range(1, EDGE_REACH + 1):
+            window = near[max(y - reach, 0) : y + reach + 1, max(x - reach, 0) : x + reach + 1]
+            if beside := set(window.ravel().tolist()) - {0}:
+                moved |= beside & held or {max(beside, key=means.__getitem__)}
+                break
+    return np.isin(regions, [*held, *moved])
+
+
+def _means(
+    grey: UInt8[np.ndarray, "h w"], regions: Int[np.ndarray, "h w"], count: int
+) -> Float[np.ndarray, " n"]:
+    """The mean level of each region, 0 of one without a pixel."""
+    pixels = np.bincount(regions.ravel(), minlength=count + 1)
+    return np.bincount(regions.ravel(), grey.ravel(), count + 1) / np.maximum(pixels, 1)
 
 
 # Contours.
@@ -303,7 +334,10 @@ CLASSICAL: Mapping[str, Classical] = MappingProxyType(
             partial(in_view, threshold), "mean threshold", "brighter than the box's mean"
         ),
         "otsu": Classical(
-            partial(in_view, otsu), "Otsu's threshold", "brighter than Otsu's threshold of the box"
+            partial(in_view, otsu),
+            "Otsu's threshold",
+            "brighter than Otsu's threshold of the box",
+            default=True,
         ),
         "multi-otsu": Classical(
             partial(in_view, multi_otsu), "multi-Otsu", "the brightest of Otsu's three classes"

@@ -1,10 +1,11 @@
 """Regions grown from seeds, on grey levels: pixels touch along edges, not by a corner."""
 
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from scipy import ndimage
 
-Mask = Bool[np.ndarray, "h w"]
+from pp_jax.baselines.views import Mask
+
 Grey = UInt8[np.ndarray, "h w"]
 
 
@@ -42,30 +43,18 @@ def grow(grey: Grey, seeds: Mask, *, tolerance: float, barred: Mask) -> Mask:
     """
     height, width = np.add(grey.shape, 2)
     levels = np.pad(grey, 1).ravel()  # A frame spares asking whether a neighbour is in the image.
-    known = np.pad(barred | seeds, 1, constant_values=True).ravel()  # Asked before, or never to be.
+    fresh = np.pad(~(seeds | barred), 1).ravel()  # May join, and has not been asked yet.
     region = np.pad(seeds & ~barred, 1).ravel()
-    joined, refused = np.flatnonzero(region), [np.zeros(0, int)]
-    total, count = int(levels[joined].sum(dtype=np.int64)), len(joined)
-    taken = np.zeros(256, bool)  # Levels that met the criterion in the last round.
-    while count:
-        meets = np.abs(np.arange(256) - total / count) < tolerance
-        asked = _neighbours(joined, known, width=width)
-        if (meets & ~taken).any():
-            asked, refused = np.concatenate([*refused, asked]), []
-        taken = meets
-        passed = meets[levels[asked]]
-        joined = asked[passed]
-        refused.append(asked[~passed])
-        region[joined] = True
+    joined, refused = np.flatnonzero(region), np.zeros(0, int)
+    total, count = 0, 0
+    while len(joined):
         total, count = total + int(levels[joined].sum(dtype=np.int64)), count + len(joined)
-        if not len(joined):
-            break
+        beside = (joined[:, None] + np.array([-width, -1, 1, width])).ravel()
+        beside = np.unique(beside[fresh[beside]])
+        fresh[beside] = False
+        asked = np.concatenate([refused, beside])
+        near = np.abs(np.arange(256) - total / count) < tolerance
+        passed = near[levels[asked]]
+        joined, refused = asked[passed], asked[~passed]
+        region[joined] = True
     return region.reshape(height, width)[1:-1, 1:-1]
-
-
-def _neighbours(places: np.ndarray, known: np.ndarray, *, width: int) -> np.ndarray:
-    """Places beside those given that were not known; now they are."""
-    beside = (places[:, None] + np.array([-width, -1, 1, width])).ravel()
-    beside = np.unique(beside[~known[beside]])
-    known[beside] = True
-    return beside

@@ -20,8 +20,6 @@ from pp_jax.predict.refine import parse_refinements, refine
 
 _LOOK = ("filter", "fusion", "blend", "roi")  # Fields of `Look` that a method may choose.
 
-QUICK = ("otsu",)  # The classical methods that stand in every report; others may take seconds.
-
 Masks = Bool[np.ndarray, "N H W"]
 
 
@@ -330,7 +328,7 @@ METHODS: Mapping[str, Line] = MappingProxyType(
                 row.help,
                 partial(_classical, name),
                 needs=row.needs,
-                default=name in QUICK,
+                default=row.default,
             )
             for name, row in CLASSICAL.items()
         },
