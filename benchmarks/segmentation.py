@@ -312,12 +312,13 @@ def layers_of(name: str) -> Layers:
 
 
 def draw_networks(path: Path) -> None:
-    """The rows of `SEGMENTERS` beside each other, as SVG."""
+    """The rows of `SEGMENTERS` beside each other, as SVG; two have the channels of `unet`."""
     figure = Figure(figsize=(10.5, 7), layout="constrained")
-    cells = figure.subplots(2, -(-len(SEGMENTERS) // 2)).flat
+    names = [name for name in SEGMENTERS if name not in ("unet-2015", "unet-bilinear")]
+    cells = figure.subplots(2, -(-len(names) // 2)).flat
     for axes in cells:
         axes.set_axis_off()
-    for axes, name in zip(figure.axes, SEGMENTERS, strict=False):
+    for axes, name in zip(figure.axes, names, strict=False):
         _draw_network(axes, name, layers_of(name))
     with rc_context({"svg.hashsalt": "segmentation", "svg.fonttype": "none"}):
         figure.savefig(path, metadata={"Date": None})

@@ -1,6 +1,7 @@
 """Segmentation networks against torch, and the laws that their face of SAM promises."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,7 +12,6 @@ import pytest
 import torch
 from flax import linen as nn
 from jaxtyping import Array
-from torch.nn import functional as F
 
 from pp_jax import tree
 from pp_jax.baselines import segmenter as module
@@ -28,6 +28,7 @@ from pp_jax.baselines.unet import BackboneUNet, UNet, mirrored, valid_margin
 from pp_jax.prompts import make_prompts
 from pp_jax.sam.model import SamOutput, init
 from pp_jax.types import FOREGROUND, Prompts
+from tests import torch_networks
 
 SMALL = SegmenterConfig(image_size=64, width=4, depth=2)
 
@@ -35,88 +36,47 @@ SMALL = SegmenterConfig(image_size=64, width=4, depth=2)
 def drawn(variables: dict, *, seed: int = 0) -> dict:
     """Variables of the same shapes, every tensor random: zeros would hide what they multiply."""
     generator = np.random.default_rng(seed)
-    flat = tree.flatten(variables)
-    return tree.unflatten(
-        {
-            path: np.float32(
-                generator.normal(size=x.shape) * max(np.prod(x.shape[:-1]), 4) ** -0.5
-                + path.endswith("scale")
-            )
-            for path, x in flat.items()
-        }
-    )
+
+    def draw(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = generator.normal(size=shape) * max(np.prod(shape[:-1]), 4) ** -0.5
+        if path.endswith("var"):  # Positive.
+            return np.float32(np.exp(noise))
+        return np.float32(noise + path.endswith("scale"))
+
+    return tree.unflatten({p: draw(p, x.shape) for p, x in tree.flatten(variables).items()})
 
 
 def images(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def torch_unet(
-    tensors: dict[str, np.ndarray], image: np.ndarray, *, depth: int, pad: int, up: str
-) -> np.ndarray:
-    """The network of Ronneberger et al. as torch computes it. `pad` is 1 for "same"."""
-
-    def conv(x: torch.Tensor, name: str, padding: int = 0) -> torch.Tensor:
-        kernel = torch.from_numpy(tensors[f"{name}/kernel"].transpose(3, 2, 0, 1).copy())
-        return F.conv2d(x, kernel, torch.from_numpy(tensors[f"{name}/bias"]), padding=padding)
-
-    def block(x: torch.Tensor, name: str) -> torch.Tensor:
-        for i in range(2):
-            x = conv(x, f"{name}/conv_{i}", pad)
-            if f"{name}/norm_{i}/scale" in tensors:
-                scale, bias = (
-                    torch.from_numpy(tensors[f"{name}/norm_{i}/{leaf}"])
-                    for leaf in ("scale", "bias")
-                )
-                x = F.group_norm(x, min(8, len(scale)), scale, bias, eps=1e-5)
-            x = F.relu(x)
-        return x
-
-    def upward(x: torch.Tensor, name: str) -> torch.Tensor:
-        if up == "bilinear":
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
-            return conv(x, name)
-        # Flax does not flip the kernel of a transposed convolution, torch does.
-        kernel = tensors[f"{name}/kernel"][::-1, ::-1].transpose(2, 3, 0, 1).copy()
-        bias = torch.from_numpy(tensors[f"{name}/bias"])
-        return F.conv_transpose2d(x, torch.from_numpy(kernel), bias, stride=2)
-
-    x, copies = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()), []
-    for level in range(depth):
-        x = block(F.max_pool2d(x, 2) if level else x, f"encoder_{level}")
-        copies.append(x)
-    for level in reversed(range(depth - 1)):
-        x = upward(x, f"decoder_{level}/up/conv")
-        cut = (copies[level].shape[-1] - x.shape[-1]) // 2
-        copy = F.pad(copies[level], [-cut] * 4)
-        x = block(torch.cat([copy, x], dim=1), f"decoder_{level}/block")
-    return conv(x, "head")[:, 0].numpy()
+# The plain network of each row, and fields of its backbone and of its own that make it small;
+# `unet-tiny` is `unet` made small.
+WHOLE = {
+    "unet": (torch_networks.unet, {}, {"width": 4}),
+    # The margin is the paper's own arithmetic, which its figure has at depth 5: see the next test.
+    "unet-2015": (partial(torch_networks.unet, margin=20), {}, {"width": 4, "depth": 3}),
+    "unet-bilinear": (torch_networks.unet, {}, {"width": 4, "depth": 3, "norm": "group"}),
+    "unet-vgg16": (torch_networks.unet_on_vgg16, {"width": 4}, {"width": 4}),
+    "unet-resnet": (torch_networks.unet_on_resnet50, {"width": 4}, {"width": 4}),
+    "fcn": (torch_networks.unet, {}, {"width": 4, "depth": 3}),
+    "deeplabv3+": (torch_networks.deeplab, {"width": 4}, {"width": 128}),
+}
 
 
-@pytest.mark.parametrize(
-    ("options", "side"),
-    [
-        ({"depth": 5}, 32),
-        ({"depth": 3, "up": "bilinear", "norm": "group"}, 16),
-        ({"depth": 3, "padding": "valid"}, 64),
-    ],
-)
-def test_the_network_is_torchs(options: dict, side: int) -> None:
-    net = UNet(width=4, **options)
-    image = images(1, side, side, 4)
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_whole_network_of_a_row_is_torchs(name: str) -> None:
+    plain, backbone, narrow = WHOLE[name]
+    config = replace(segmenter_config(name), **narrow)
+    net = Segmenter(config).bind({}).network.unbind()[0]
+    if backbone:
+        net = net.clone(backbone=net.backbone.clone(**backbone))
+    image = images(1, 48, 48, 4)  # Of which 1/32 is rounded up.
     variables = drawn(jax.eval_shape(net.init, jax.random.key(0), image))
-    got = jax.jit(net.apply)(variables, image)
-    margin = 0
-    if "padding" in options:
-        # The paper's own arithmetic, which its figure has at depth 5: see the next test.
-        margin = 20
-        image = np.pad(image, [(0, 0), (margin,) * 2, (margin,) * 2, (0, 0)], mode="reflect")
-    tensors = tree.flatten(variables["params"])
-    want = torch_unet(
-        tensors, image, depth=net.depth, pad=int(not margin), up=options.get("up", "transposed")
-    )
-    assert want.shape == (1, side, side)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+    got, want = net.apply(variables, image), plain(net, variables, image)
+    assert want.shape == (1, 48, 48)
+    assert want.std() > 0
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * want.std())
 
 
 def test_valid_padding_needs_the_papers_margin_and_covers_every_canvas() -> None:
@@ -201,19 +161,9 @@ def test_every_stage_of_a_backbone_is_read_at_sizes_that_were_rounded_up_too(
 def test_the_pyramid_is_torchs_at_every_rate() -> None:
     net, x = Aspp(4, norm="none"), images(1, 20, 22, 3)
     variables = drawn(jax.eval_shape(net.init, jax.random.key(0), x))
-    tensors = {k: torch.from_numpy(v) for k, v in tree.flatten(variables["params"]).items()}
-    grid = torch.from_numpy(x).permute(0, 3, 1, 2)
-
-    def branch(x: torch.Tensor, name: str, rate: int = 0) -> torch.Tensor:
-        kernel = tensors[f"{name}/conv/kernel"].permute(3, 2, 0, 1)
-        bias = tensors[f"{name}/conv/bias"]
-        return F.relu(F.conv2d(x, kernel, bias, padding=rate, dilation=max(rate, 1)))
-
-    parts = [branch(grid, "point")]
-    parts += [branch(grid, f"atrous_{rate}", rate) for rate in (6, 12, 18)]
-    parts.append(branch(F.adaptive_avg_pool2d(grid, 1), "pooled").expand(-1, -1, 20, 22))
-    want = branch(torch.cat(parts, dim=1), "project").permute(0, 2, 3, 1)
-    np.testing.assert_allclose(jax.jit(net.apply)(variables, x), want, rtol=1e-5, atol=1e-5)
+    want = torch_networks.Layers(variables).pyramid(torch.from_numpy(x).permute(0, 3, 1, 2), "")
+    got = jax.jit(net.apply)(variables, x)
+    np.testing.assert_allclose(got, want.permute(0, 2, 3, 1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -321,14 +271,13 @@ def traced(name: str, size: int, dtype: jnp.dtype, *, remat: bool) -> tuple[SamO
     return jax.eval_shape(network.init_with_output, jax.random.key(0), image, prompts)
 
 
-@pytest.mark.parametrize("name", SEGMENTERS)
-def test_every_network_answers_on_sams_grid_in_float32(name: str) -> None:
+# Each kind of block is in one of these.
+@pytest.mark.parametrize("name", ["unet-2015", "unet-vgg16", "deeplabv3+"])
+def test_size_type_and_recomputing_change_no_parameter_and_answers_stay_float32(name: str) -> None:
     out, variables = traced(name, 144, jnp.bfloat16, remat=True)
-    assert (out.logits.shape, out.logits.dtype) == ((2, 1, 4, 36, 36), jnp.float32)
-    assert (out.iou.shape, out.iou.dtype) == ((2, 1, 4), jnp.float32)
+    assert (out.logits.dtype, out.iou.dtype) == (jnp.float32, jnp.float32)
     assert all(x.dtype == jnp.float32 for x in tree.flatten(variables).values())
-    if name in ("unet-tiny", "unet-vgg16", "deeplabv3+"):  # Each kind of block is in one of these.
-        assert variables == traced(name, 64, jnp.float32, remat=False)[1]
+    assert variables == traced(name, 64, jnp.float32, remat=False)[1]
 
 
 def test_recomputing_levels_changes_no_number(model: Segmenter, variables: dict) -> None:
@@ -394,5 +343,6 @@ def test_a_size_and_a_name_that_do_not_exist_are_refused() -> None:
         Segmenter(SMALL).apply({}, jnp.zeros((1, 32, 32, 3)), make_prompts(batch=1, count=1))
 
 
-def test_every_network_is_in_some_row() -> None:
+def test_every_row_is_held_against_torch_and_every_network_is_in_some_row() -> None:
+    assert {*WHOLE, "unet-tiny"} == set(SEGMENTERS)
     assert {config.network for config in SEGMENTERS.values()} == set(module.NETWORKS)

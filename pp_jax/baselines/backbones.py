@@ -17,7 +17,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from pp_jax import tree
-from pp_jax.baselines.unet import HE
+from pp_jax.baselines.unet import HE, ConvBlock
 
 _VGG16 = (2, 2, 3, 3, 3)  # Convolutions of each stage.
 _RESNET50 = (3, 4, 6, 3)  # Blocks of each stage.
@@ -25,32 +25,17 @@ _EXPANSION = 4  # Of a bottleneck: channels out, per channel of its 3x3 convolut
 _PATH = "network/backbone"  # Of a segmenter's variables.
 
 
-class VggStage(nn.Module):
-    """3x3 convolutions, each with a ReLU."""
-
-    features: int
-    count: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w D"]:
-        """The features, as large as before."""
-        for i in range(self.count):
-            x = nn.relu(_conv(self.features, 3, bias=True, dtype=self.dtype, name=f"conv_{i}")(x))
-        return x
-
-
 class Vgg16(nn.Module):
     """`features` of torchvision's `vgg16`, without the last pooling."""
 
-    width: int = 64
+    width: int = 64  # As the files have it; tests take narrow ones.
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> list[Float[Array, "B h w D"]]:
         """What each of the five stages gives, at 1, 1/2, 1/4, 1/8 and 1/16 of the resolution."""
-        stage = nn.remat(VggStage) if self.remat else VggStage
+        stage = nn.remat(ConvBlock) if self.remat else ConvBlock
         stages = []
         for level, count in enumerate(_VGG16):
             if level:
@@ -119,7 +104,7 @@ class Bottleneck(nn.Module):
 class ResNet50(nn.Module):
     """torchvision's `resnet50` before its pooling, batch statistics frozen."""
 
-    width: int = 64
+    width: int = 64  # As the files have it; tests take narrow ones.
     dilated: bool = False  # The last stage keeps the resolution and dilates instead.
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -158,9 +143,8 @@ def _conv(
     name: str,
     stride: int = 1,
     dilation: int = 1,
-    bias: bool = False,
 ) -> nn.Conv:
-    """A convolution padded as torch pads it: alike at both ends, whatever the stride."""
+    """A convolution without bias, padded as torch pads it: alike at both ends at any stride."""
     pad = dilation * (side // 2)
     return nn.Conv(
         features,
@@ -168,7 +152,7 @@ def _conv(
         strides=stride,
         padding=((pad, pad), (pad, pad)),
         kernel_dilation=dilation,
-        use_bias=bias,
+        use_bias=False,
         kernel_init=HE,
         dtype=dtype,
         name=name,

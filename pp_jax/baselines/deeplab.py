@@ -1,16 +1,14 @@
 """DeepLabV3+: features at several dilations, refined by those of an early stage.
 
-Chen et al. 2018, arXiv 1802.02611, on a ResNet-50 with output stride 16. Differences: plain
-convolutions where the paper's Xception has separable ones, and no batch statistics: GroupNorm, or
-none.
+Chen et al. 2018, arXiv 1802.02611, for output stride 16. Differences: plain convolutions where the
+paper's Xception has separable ones, and no batch statistics: GroupNorm, or none.
 """
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from pp_jax.baselines.backbones import ResNet50
-from pp_jax.baselines.unet import HE, group_norm, resize
+from pp_jax.baselines.unet import HE, norm_relu, resize
 
 RATES = (6, 12, 18)  # Of the paper, for output stride 16.
 
@@ -36,9 +34,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
-        if self.norm == "group":
-            x = group_norm(x.shape[-1], dtype=self.dtype, name="norm")(x)
-        return nn.relu(x)
+        return norm_relu(x, norm=self.norm, dtype=self.dtype, name="norm")
 
 
 class Aspp(nn.Module):
@@ -67,8 +63,8 @@ class Aspp(nn.Module):
 class DeepLab(nn.Module):
     """The network, for square images whose side is a multiple of 16."""
 
+    backbone: nn.Module  # Answers with five stages: the second at 1/4, the last at 1/16.
     width: int = 256  # Channels of the pyramid and of the decoder.
-    backbone_width: int = 64
     norm: str = "group"  # A row of NORMS.
     dtype: jnp.dtype = jnp.float32
     remat: bool = False  # Recompute each block in the backward pass: less memory, a third slower.
@@ -78,9 +74,7 @@ class DeepLab(nn.Module):
         """A logit for each pixel, interpolated from a quarter of the resolution, in float32."""
         side, D = image.shape[1], self.width
         aspp, conv = (nn.remat(m) if self.remat else m for m in (Aspp, ConvNorm))
-        _, early, _, _, late = ResNet50(
-            self.backbone_width, dilated=True, dtype=self.dtype, remat=self.remat, name="backbone"
-        )(image.astype(self.dtype))
+        _, early, _, _, late = self.backbone(image.astype(self.dtype))
         x = aspp(D, norm=self.norm, dtype=self.dtype, name="aspp")(late)
         # 48 channels beside 256 in the paper: the early features shall not outweigh the pyramid.
         early = conv(3 * D // 16, norm=self.norm, dtype=self.dtype, name="low_level")(early)

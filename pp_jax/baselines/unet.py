@@ -26,17 +26,18 @@ _GROUPS = 8
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions, each with a ReLU."""
+    """3x3 convolutions, each with a ReLU."""
 
     features: int
+    count: int = 2
     padding: str = "same"
     norm: str = "none"  # "group": over groups of channels, between each convolution and its ReLU.
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B H W D"]:
-        """The features; with padding "valid" 4 pixels smaller."""
-        for i in range(2):
+        """The features; with padding "valid" each convolution takes 2 pixels off."""
+        for i in range(self.count):
             x = nn.Conv(
                 self.features,
                 (3, 3),
@@ -45,9 +46,7 @@ class ConvBlock(nn.Module):
                 dtype=self.dtype,
                 name=f"conv_{i}",
             )(x)
-            if self.norm == "group":
-                x = group_norm(x.shape[-1], dtype=self.dtype, name=f"norm_{i}")(x)
-            x = nn.relu(x)
+            x = norm_relu(x, norm=self.norm, dtype=self.dtype, name=f"norm_{i}")
         return x
 
 
@@ -172,12 +171,18 @@ class BackboneUNet(nn.Module):
         return logits.astype(jnp.float32)
 
 
-def group_norm(channels: int, *, dtype: jnp.dtype, name: str) -> nn.GroupNorm:
-    """GroupNorm of eight groups where they divide the channels, with torch's two-pass variance."""
-    groups = math.gcd(_GROUPS, channels)
-    return nn.GroupNorm(
-        num_groups=groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name
-    )
+def norm_relu(
+    x: Float[Array, "B h w C"], *, norm: str, dtype: jnp.dtype, name: str
+) -> Float[Array, "B h w C"]:
+    """A ReLU, of a row of NORMS: GroupNorm has eight groups where they divide the channels.
+
+    Called in a module, whose child of this name the norm is.
+    """
+    if norm == "group":
+        groups = math.gcd(_GROUPS, x.shape[-1])
+        # With torch's two-pass variance.
+        x = nn.GroupNorm(groups, epsilon=1e-5, use_fast_variance=False, dtype=dtype, name=name)(x)
+    return nn.relu(x)
 
 
 def resize(x: Float[Array, "B h w C"], *, height: int, width: int) -> Float[Array, "B H W C"]:

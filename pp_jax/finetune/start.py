@@ -324,9 +324,7 @@ def check_backbone(settings: TrainConfig, *, flag: str) -> None:
       CheckpointError: It is not; says which networks it fits.
     """
     held = checkpoints.read_manifest(Path(settings.checkpoint))["backbone"]
-    fits = [
-        name for name, config in SEGMENTERS.items() if NETWORKS[config.network].backbone == held
-    ]
+    fits = [name for name, row in SEGMENTERS.items() if NETWORKS[row.network].backbone == held]
     if settings.variant not in fits:
         raise CheckpointError(
             f"{flag} {settings.checkpoint}: a {held}, which {settings.variant} does not have; use "
