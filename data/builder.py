@@ -36,7 +36,7 @@ class PixelPerfect(tfds.core.ShardBasedBuilder, skip_registration=True):
       options: TFDS's own: `config`, a key of `DATASETS`, and `data_dir`.
     """
 
-    VERSION = "1.0.0"
+    VERSION = "1.1.0"
     BUILDER_CONFIGS: Sequence[tfds.core.BuilderConfig] = tuple(
         tfds.core.BuilderConfig(name=name) for name in DATASETS
     )

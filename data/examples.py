@@ -11,6 +11,7 @@ from jaxtyping import Bool
 from PIL import Image
 from tensorflow_datasets.core import example_serializer
 
+from data.files import File
 from data.png import to_png
 from data.prepared import describe
 from data.records import Record, load, read_mask
@@ -19,7 +20,7 @@ from data.records import Record, load, read_mask
 def encode(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     """`(example, row)`: the fields of `FEATURES`, and the line of the index.
 
-    The image is the PNG of what `read_any` gives, grey as one channel; the mask is black and white.
+    The image is the PNG of what `read_any` gives, grey as one channel; masks are black and white.
 
     Raises:
       ValueError, OSError: Whatever `records.load` finds wrong, in the image or its annotation.
@@ -27,15 +28,16 @@ def encode(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
     sample = load(record)
     image = sample.image
     grey = (image == image[:, :, :1]).all()
-    mask = b""
-    if record.mask is not None:
-        findings = read_mask(record.mask, size=image.shape[:2])
-        mask = _to_bilevel_png(findings)
+    mask, lungs = (
+        b"" if file is None else _to_bilevel_png(read_mask(file, size=image.shape[:2]))
+        for file in (record.mask, record.lungs)
+    )
     row = describe(record)
     facts = row["facts"]
     example = row | {
         "image": to_png(image[:, :, 0] if grey else image),
         "mask": mask,
+        "lungs": lungs,
         "boxes": np.array(record.boxes, np.float64).reshape(-1, 4),
         "facts": facts
         | {
@@ -45,12 +47,13 @@ def encode(record: Record) -> tuple[dict[str, Any], dict[str, Any]]:
         },
         "source": {
             "name": record.image.name,
-            "image_sha256": _sha256(record.image.read_bytes()),
-            "mask_sha256": "" if record.mask is None else _sha256(record.mask.read_bytes()),
+            "image_sha256": _sha256(record.image),
+            "mask_sha256": _sha256(record.mask),
+            "lungs_sha256": _sha256(record.lungs),
         },
     }
-    said = {"size": image.shape[:2], "mask": bool(mask), "source": example["source"]}
-    return example, row | said
+    said = {"size": image.shape[:2], "mask": bool(mask), "lungs": bool(lungs)}
+    return example, row | said | {"source": example["source"]}
 
 
 def serialize(example: dict[str, Any]) -> bytes:
@@ -66,8 +69,8 @@ def _to_bilevel_png(mask: Bool[np.ndarray, "H W"]) -> bytes:
     return content.getvalue()
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256(file: File | None) -> str:
+    return "" if file is None else hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 _text = tfds.features.Text
@@ -78,6 +81,7 @@ FEATURES = tfds.features.FeaturesDict(
         # TFDS gives a grey PNG three equal channels, as `read_any` does.
         "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
         "mask": _text(doc="A PNG of 1 bit, white where marked; empty where no outline is known."),
+        "lungs": _text(doc="A PNG like the mask's; empty where no expert outlined the lungs."),
         "boxes": tfds.features.Tensor(
             shape=(None, 4),
             dtype=np.float64,
@@ -103,6 +107,11 @@ FEATURES = tfds.features.FeaturesDict(
             "licence": _text(),
         },
         "notes": tfds.features.Sequence(_text()),
-        "source": {"name": _text(), "image_sha256": _text(), "mask_sha256": _text()},
+        "source": {
+            "name": _text(),
+            "image_sha256": _text(),
+            "mask_sha256": _text(),
+            "lungs_sha256": _text(),
+        },
     }
 )

@@ -228,6 +228,7 @@ def _report(name: str, shards: Sequence[Shard], said: Counter[str]) -> str:
         ("images with a box", f"{sum(bool(row['boxes']) for row in rows):,}"),
         ("boxes", f"{sum(len(row['boxes']) for row in rows):,}"),
         ("images with a mask", f"{sum(row['mask'] for row in rows):,}"),
+        ("images with lungs", f"{sum(row['lungs'] for row in rows):,}"),
         ("known outlines", _counted(row["target"] for row in rows)),
         ("labels", _counted(row["label"] for row in rows)),
         ("width x height", ends[0] if len(sizes) == 1 else f"{len(sizes)}, " + " to ".join(ends)),

@@ -23,18 +23,18 @@ from data.facts import Facts
 from data.records import Record
 
 MANIFEST, INDEX, REPORT = "MANIFEST.json", "records.jsonl", "preparation.md"
-FORMAT = 2  # To be raised when other bytes are written for the same source.
+FORMAT = 3  # To be raised when other bytes are written for the same source.
 _READ_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The PNG of an image or of a mask inside a prepared set; a `File`."""
+    """The PNG of an image, of a mask or of lungs inside a prepared set; a `File`."""
 
     shard: Path
     position: int  # Of the example in its shard.
     id: str
-    field: Literal["image", "mask"]
+    field: Literal["image", "mask", "lungs"]
 
     def __str__(self) -> str:
         return f"{self.shard.parent}: {self.field} of {self.id}"
@@ -106,7 +106,7 @@ def read_prepared(
     limit: int | None = None,
     verify: bool = False,
 ) -> list[Record]:
-    """The records that were prepared, in their order, with images and masks as `Entry`.
+    """The records that were prepared, in their order, with images, masks and lungs as `Entry`.
 
     The size of each file and the hash of the index are compared with the manifest.
 
@@ -159,7 +159,10 @@ def describe(record: Record) -> dict[str, Any]:
 
 
 def write_index(folder: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a line per image: `describe`, and under "shard", "position", "mask" where it lies."""
+    """Write a line per image: `describe`, and under "shard", "position" where it lies.
+
+    "mask" and "lungs" tell whether there is one.
+    """
     with (folder / INDEX).open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
 
@@ -220,6 +223,7 @@ def _record(row: dict[str, Any], shards: list[Path]) -> Record:
         label=row["label"],
         facts=Facts(**facts),
         notes=tuple(row["notes"]),
+        lungs=dataclasses.replace(image, field="lungs") if row["lungs"] else None,
     )
 
 

@@ -215,13 +215,13 @@ def _written(call: Callable[..., object], *content: bytes) -> None:
 
 
 def _kind(record: Record, warning: str) -> str:
-    for file in (record.image, record.mask):
+    for file in (record.image, record.mask, record.lungs):
         warning = warning.removeprefix(f"{file}: ")
     return kind(warning)
 
 
 def _key(records: Sequence[Record]) -> str:
-    known = [(describe(record), _state(record.image), _state(record.mask)) for record in records]
+    known = [(describe(one), *map(_state, (one.image, one.mask, one.lungs))) for one in records]
     return hashlib.sha256(json.dumps([FORMAT, known]).encode()).hexdigest()
 
 

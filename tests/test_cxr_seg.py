@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data import prepare
 from data.cxr_seg import LESION, LUNGS, draw_parts, parse_structure
 from data.records import Record, load, read_mask
 from data.sources import open_dataset
@@ -133,6 +134,27 @@ def test_an_evaluation_reads_the_lungs_only_where_a_line_needs_them(folder):
     np.testing.assert_array_equal(told.lungs, record.lungs.pixels())
     assert alone.lungs is None
     np.testing.assert_array_equal(told.findings, alone.findings)
+
+
+def test_a_prepared_copy_keeps_the_lungs_and_their_absence(folder, tmp_path):
+    Image.new("L", (60, 40), 50).save(folder / "images" / "b.png")
+    with (folder / "structure.csv").open("a") as file:
+        file.write(GGO.replace("a.png", "b.png"))
+    with (folder / "metadata.csv").open("a") as file:
+        file.write("p8,M,70.0,COVID-19,PA,b.png,CC BY\n")
+    out = tmp_path / "prepared"
+    prepare.run(prepare.Prepare("cxr_seg", source=folder, out=out, workers=0))
+    (own, none), (lunged, _) = read(out), read(folder)
+    assert none.lungs is None
+    assert (own.lungs.suffix, str(own.lungs)) == (".png", f"{out}: lungs of a")
+    kept = read_mask(own.lungs, size=(40, 60))
+    np.testing.assert_array_equal(kept, read_mask(lunged.lungs, size=(40, 60)))
+    assert kept.any()
+    np.testing.assert_array_equal(load(own).findings, load(lunged).findings)
+    assert "| images with lungs | 1 |" in (out / "preparation.md").read_text()
+    rgba(np.ones((40, 10), bool), folder / "masks" / "l.png")
+    with pytest.raises(ValueError, match="prepared from another source"):
+        prepare.run(prepare.Prepare("cxr_seg", source=folder, out=out, workers=0))
 
 
 def test_structures_of_both_kinds_are_one_target_and_others_are_none(folder):
