@@ -47,6 +47,10 @@ _EMPTY = (
     "Empty: images where both masks are (1 by definition, HD95 0), and where one is (0, and HD95 "
     "the diagonal). HD95: % of the longest side."
 )
+_TIME = (
+    "Seconds per image: median over the images, all objects of an image together, without its "
+    "reading; of a model with the image's encoding. They differ from run to run."
+)
 _SHOWN = ("dice", "nsd_1", "hd95")  # With intervals, beside the primary metric.
 _BLIND = tuple(METHODS[name].label for name in CONTROLS)  # Guesses that see no pixel.
 _PROVEN = ("better", "the image was used")  # How a verdict begins that supports a claim.
@@ -208,17 +212,20 @@ def _counts(rows: Sequence[Row]) -> str:
 
 
 def main_table(evidence: Evidence, protocol: str) -> Table:
-    """All methods under one protocol: how many there are, and the main figures."""
+    """All methods under one protocol: how many there are, the main figures, and the time."""
     metrics = tuple(dict.fromkeys((evidence.primary[0], *_SHOWN)))
+    seconds = evidence.scores.seconds
     rows = []
     for name, own in by_method(evidence.rows(protocol)).items():
         empty = [row["empty"] for row in own]
+        took = seconds.get((name, protocol))
         rows.append(
             (
                 name,
                 *count(own),
                 len({row["seed"] for row in own}),
                 *(interval(evidence, own, metric) for metric in metrics),
+                float(np.median(took)) if took else None,
                 f"{empty.count('both')} / {empty.count('one')}",
             )
         )
@@ -226,6 +233,7 @@ def main_table(evidence: Evidence, protocol: str) -> Table:
         Column("method"),
         *map(Column, ("objects", "images", "patients", "seeds")),
         *map(column, metrics),
+        Column("seconds per image", digits=4),
         Column("empty: both / one"),
     )
     if all(row[4] == 1 for row in rows):
@@ -233,6 +241,8 @@ def main_table(evidence: Evidence, protocol: str) -> Table:
     found = [cell for row in rows for cell in row if isinstance(cell, Interval)]
     several = len({one.images for one in found}) > 1
     notes = [_AVERAGE, _EMPTY, *(_fewer(evidence.rows(protocol), metrics) if several else ())]
+    if any(spec == protocol for _, spec in seconds):
+        notes.append(_TIME)
     return Table(f"Prompt: {name_of(protocol)}", columns, rows, notes)
 
 
@@ -381,27 +391,6 @@ def training_matrix(evidence: Evidence) -> tuple[np.ndarray, list[str], list[str
             if name in parts:
                 found[i, j] = mean(parts[name], "dice").mean
     return found, [f"{n} ({trained.get(n, 'not fine-tuned')})" for n in models], specs
-
-
-def seconds_section(evidence: Evidence) -> Section | None:
-    """What an answer took, in seconds; None where nobody looked at a clock.
-
-    It differs from run to run, unlike all else in a report.
-    """
-    held = evidence.scores.seconds
-    specs = [spec for spec in evidence.protocols() if any(spec == one for _, one in held)]
-    rows = [
-        (name, *(float(np.median(held[name, s])) if (name, s) in held else None for s in specs))
-        for name in dict.fromkeys(method for method, _ in held)
-    ]
-    if not specs:
-        return None
-    columns = (Column("method"), *(Column(name_of(spec), "s / image") for spec in specs))
-    note = (
-        "Median over the images, all objects of an image together, without its reading; of a model "
-        "with the image's encoding. Figures of each: seconds.csv."
-    )
-    return Section("Time", (), [Table("Seconds per image by prompt", columns, rows, (note,))])
 
 
 def contribution_section(evidence: Evidence) -> Section | None:

@@ -6,7 +6,7 @@ images.csv        one row per image
 prompts.json      every mark; `--prompts` plays them again
 clicks.json       where each model was corrected
 detections.json   boxes under protocols that tell no truth
-seconds.csv       what each answer took
+seconds.csv       median time of each method's answers
 table.md, table.tex, claim.md, report.html, plots/, overlays/
 """
 
@@ -146,9 +146,7 @@ def write(
     tables.write_markdown(folder / "table.md", sections, **told)
     tables.write_latex(folder / "table.tex", sections)
     claim.write_claim(folder / "claim.md", claim_facts(evidence))
-    # On the page alone: the tables of the same evaluation, made again, are the same.
-    timed = list(filter(None, [*sections[:-1], analysis.seconds_section(evidence), sections[-1]]))
-    page.write_page(folder / SUMMARY, timed, **told)
+    page.write_page(folder / SUMMARY, sections, **told)
     return "\n".join(_in_terminal(section) for section in shown)
 
 
