@@ -1,5 +1,6 @@
 """Encoders of ImageNet: every stage is torchvision's, and files of weights arrive whole or not."""
 
+import dataclasses
 import functools
 import re
 import sys
@@ -14,15 +15,20 @@ import torch
 from convert import __main__ as front
 from convert import backbones as converter
 from convert.official import ConversionError
-from pp_jax import checkpoints, tree
+from pp_jax import checkpoints, sharding, tree
+from pp_jax.baselines import segmenter
 from pp_jax.baselines.backbones import (
     BACKBONES,
     Bottleneck,
     ResNet50,
+    Vgg16,
     backbone_of,
     with_backbone,
 )
-from pp_jax.baselines.segmenter import Segmenter, segmenter_config
+from pp_jax.baselines.segmenter import Segmenter, SegmenterConfig, segmenter_config
+from pp_jax.checkpoints import CheckpointError
+from pp_jax.config import TrainConfig, resolve
+from pp_jax.finetune import recipe, runs, start
 from pp_jax.sam.model import init
 from tests.official import torchvision
 
@@ -183,6 +189,64 @@ def test_a_file_becomes_a_folder_that_fits_the_network(
     kernel = placed["params/network/backbone/stage_4/conv_2/kernel"]
     official = state_of("vgg16")["features.28.weight"]
     np.testing.assert_array_equal(kernel, official.transpose(2, 3, 1, 0))
+
+
+NARROW = [2, 2, "M", 4, 4, "M", 8, 8, 8, "M", 16, 16, 16, "M", 16, 16, 16, "M"]
+
+
+@pytest.fixture
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """torchvision's vgg16 with 1/32 of the channels, converted into `vgg16`, and so our network."""
+    small = functools.partial(Vgg16, 2)
+    monkeypatch.setattr(converter, "BACKBONES", {"vgg16": small})
+    monkeypatch.setattr(segmenter, "Vgg16", small)
+    row = {"unet-vgg16": SegmenterConfig("vgg16", width=2)}
+    monkeypatch.setattr(segmenter, "SEGMENTERS", segmenter.SEGMENTERS | row)
+    net = torch.nn.Module()
+    net.features = torchvision.models.vgg.make_layers(NARROW)
+    torch.save(net.state_dict(), tmp_path / "narrow.pth")
+    front.convert(tmp_path / "narrow.pth", tmp_path / "vgg16")
+    return net
+
+
+def test_a_training_starts_from_the_files_encoder_and_from_a_random_decoder(
+    narrow: torch.nn.Module, tmp_path: Path
+) -> None:
+    told = TrainConfig(variant="unet-vgg16", prompting="none", steps=1)
+    settings = resolve(dataclasses.replace(told, init=str(tmp_path / "vgg16")))
+    start.require_checkpoint(settings, flag="--init")
+    settings = start.with_preprocess(settings)
+    assert (settings.preprocess, settings.trainable) == ("sam", "full")
+    mesh, optimizer = sharding.make_mesh(jax.devices()[:1]), recipe.optimizer_of(settings, steps=1)
+    with jax.default_prng_impl("rbg"):  # Its draws compile in a quarter of the time.
+        begun = runs.begin(tmp_path / "run", settings, optimizer, step=0, mesh=mesh)
+    assert not jax.tree.leaves(begun.frozen)
+    held = tree.flatten(begun.state.trainable["params"]["network"])
+    layers = [layer for layer in narrow.features if isinstance(layer, torch.nn.Conv2d)]
+    names = [path.removesuffix("/kernel") for path in held if re.search("backbone.*kernel", path)]
+    assert len(layers) == len(names) == 13
+    for name, layer in zip(names, layers, strict=True):
+        kernel = layer.weight.detach().permute(2, 3, 1, 0).numpy()
+        ours = np.asarray(held.pop(f"{name}/kernel"))
+        np.testing.assert_array_equal(ours[:, :, : kernel.shape[2]], kernel)
+        assert not ours[:, :, kernel.shape[2] :].any()
+        np.testing.assert_array_equal(held.pop(f"{name}/bias"), layer.bias.detach().numpy())
+    # The first convolution alone has a fourth channel, and what is left is the way up.
+    assert all(re.match(r"decoder_\d/|head/", path) for path in held)
+    assert all(np.std(x) > 0 for path, x in held.items() if path.endswith("kernel"))
+
+
+def test_an_encoder_that_a_model_does_not_have_is_refused_and_its_networks_are_named(
+    narrow: torch.nn.Module, tmp_path: Path
+) -> None:
+    folder = tmp_path / "vgg16"
+    assert runs.is_backbone(folder)
+    assert not runs.is_backbone(tmp_path)
+    for name in ("unet-resnet", "deeplabv3+", "unet", "tiny"):
+        settings = resolve(TrainConfig(variant=name, init=str(folder)))
+        told = f"--init {folder}: a vgg16, which {name} does not have; use --variant unet-vgg16, or"
+        with pytest.raises(CheckpointError, match=re.escape(told)):
+            start.require_checkpoint(settings, flag="--init")
 
 
 @pytest.mark.parametrize("name", ["unet-resnet", "deeplabv3+"])
