@@ -13,9 +13,12 @@ from jax.sharding import Mesh
 
 import pp_jax.config
 from data import cache, embedded, outlines, pipeline, records, sources, splits, targets
-from pp_jax import cli, presets, prompts, ranges, sharding
+from pp_jax import ablations, cli, jobs, presets, prompts, ranges, sharding
+from pp_jax.ablations import ABLATIONS, AblationConfig
 from pp_jax.config import TrainConfig, look_of
+from pp_jax.evaluate import ablation
 from pp_jax.finetune import (
+    grid,
     loop,
     losses,
     models,
@@ -57,6 +60,7 @@ CHECKED = SPECS | {
     "data": (sources.check_names, sources.HELP),
     "preset": (presets.check, presets.about(PRESETS)),
     "train_on": (splits.parse_train_on, splits.HELP),
+    "ablation": (ablations.check, ablations.about(ABLATIONS)),
 }
 
 ALIASES = {"prompting": "--prompt", "variant": "--model"}  # As eval.py calls what it asks with.
@@ -64,7 +68,11 @@ ALIASES = {"prompting": "--prompt", "variant": "--model"}  # As eval.py calls wh
 
 def main() -> None:
     """Train as the command line says."""
+    jobs.end_with_parent()
     with cli.one_line_errors():
+        if name := cli.told("--ablation"):
+            ablate(name)
+            return
         folder = cli.told("--resume")
         held = start.to_resume(folder) if folder else None
         asked = cli.parse(
@@ -100,6 +108,34 @@ def main() -> None:
         tell_exceptions(settings, opened, shares)
         for own, share in zip(start.of_folds(settings), shares, strict=True):
             train_one(own, share, mesh=mesh)
+
+
+def ablate(name: str) -> None:
+    """Trains and compares a grid of runs."""
+    ablations.check(name)
+    flags = ABLATIONS[name].flags
+    presets_ = {name: {**flags, **preset.flags} for name, preset in PRESETS.items()}
+    asked = cli.parse(
+        AblationConfig,
+        prog="train.py",
+        choices=CHOICES,
+        specs=CHECKED,
+        aliases=ALIASES,
+        presets={"": flags, **presets_},
+        alternatives=ranges.ALTERNATIVES,
+    )
+    asked = ablations.resolve(asked)
+    cli.require_clone()
+    for one in grid.settings_of(asked):
+        make_shown(look_of(one))
+        recipe.check_rules(one)
+    out, planned = Path(asked.out), grid.make_jobs(asked)
+    mesh = sharding.make_mesh(cli.devices(asked.device), asked.mesh)
+    print(grid.describe(asked, planned, mesh=mesh))
+    if asked.dry_run:
+        return
+    jobs.run(planned, folder=out, at_once=grid.at_once(asked))
+    print(f"\n{ablation.write(out, grid.comparison_of(asked))}\n{out}: ablation.md, report")
 
 
 def with_effect(asked: TrainConfig, held: TrainConfig | None) -> TrainConfig:

@@ -37,6 +37,8 @@ class TrainConfig:
     resume: str = ""
     """Go on with the run in this folder, with its own settings and schedule; no flag beside it that
     would make it another run."""
+    ablation: str = ""
+    """Train a grid of runs and compare them; `--ablation NAME --help` says more."""
     preset: str = ""
     """A name for the flags of a whole recipe; flags given beside it count more."""
     data: str = "synthetic"
@@ -212,6 +214,7 @@ _NOT_THE_RUN = frozenset(
         "keep",
         "cache_dir",
         "resume",
+        "ablation",
         "preset",
         "plan",
         "mesh",

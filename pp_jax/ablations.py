@@ -1,0 +1,272 @@
+"""Grids of trainings that answer one question: `python train.py --ablation NAME`."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pp_jax import config, ranges
+from pp_jax.config import TrainConfig
+from pp_jax.look import SAFE
+
+NONE = "none"  # The filter that all others are compared with.
+BLIND = "blind"  # The model of that name in the report: the twin of the first cell.
+
+
+@dataclass(frozen=True)
+class AblationConfig(TrainConfig):
+    """Train a grid of filters, fusions and policies, each with several seeds on all folds, and
+    compare it. The same command goes on with what is not done.
+
+    What is not said here is as for a single training, `python train.py --help`, and is the same in
+    all of the grid.
+    """
+
+    filters: tuple[str, ...] = ()
+    """Filters to compare, the first is what the others are compared with; default: the ablation's
+    own."""
+    fusions: tuple[str, ...] = ()
+    """Fusions, each with each filter but `none`; default: the ablation's own."""
+    policies: tuple[str, ...] = ()
+    """What is trained, as `--trainable`; default: the ablation's own."""
+    seeds: int | None = None
+    """Trainings of each cell of the grid, with `--seed` and the numbers after it; default: the
+    ablation's own."""
+    before_steps: int | None = None
+    """Steps of the training on phantoms that each starts from; default: the ablation's own."""
+    scored_under: str = "centre,none"
+    """Prompts to compare under, as eval.py's `--prompt`; all of them are primary."""
+    jobs: int | None = None
+    """Trainings at a time, which share out the cores; default: one a core for `tiny` on the CPU,
+    else 1."""
+    dry_run: bool = False
+    """Say how many trainings there are and about how long they take, and stop."""
+
+
+class Ablation(NamedTuple):
+    """A row of `ABLATIONS`."""
+
+    help: str
+    flags: Mapping[str, Any]  # Fields of AblationConfig, of all its trainings.
+    filters: tuple[str, ...]
+    fusions: tuple[str, ...] = ("channels",)
+    policies: tuple[str, ...] = ("",)  # The variant's own.
+    before: Mapping[str, Any] = MappingProxyType({})  # Flags of what `tiny` starts from.
+    needs: str = ""  # Command of Python that makes the data of that.
+    trains: bool = True
+
+
+class Cell(NamedTuple):
+    """One way to train, and what it is called."""
+
+    name: str
+    filter: str
+    fusion: str
+    policy: str
+
+
+def about(rows: Mapping[str, Ablation]) -> str:
+    """The ablations as `--help` shows them."""
+    return "; ".join(f"{name}: {row.help}" for name, row in rows.items())
+
+
+def check(name: str) -> None:
+    """Nothing, or a ValueError that names the ablations there are."""
+    if name not in ABLATIONS:
+        raise ValueError(f"--ablation {name}: choose one of {', '.join(ABLATIONS)}")
+
+
+def resolve(asked: AblationConfig) -> AblationConfig:
+    """The config with its folder.
+
+    Raises:
+      ValueError: A flag beside the grid that the grid sets, or a number below 1.
+    """
+    for name, instead in _SET_BY_GRID.items():
+        value = getattr(asked, name)
+        if value != getattr(TrainConfig, name):
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} {value} with --ablation: {instead}")
+    for name in ("seeds", "before_steps", "jobs"):
+        value = getattr(asked, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    if not asked.folds:
+        raise ValueError("--ablation compares what folds were kept for: give --folds 2 or more")
+    out = asked.out or f"runs/ablation-{asked.ablation}-{asked.data}".translate(SAFE)
+    return dataclasses.replace(asked, out=out.rstrip("/"))
+
+
+def cells(asked: AblationConfig) -> list[Cell]:
+    """The grid, with `none` once for all fusions.
+
+    Raises:
+      ValueError: A single filter, or one that is there twice.
+    """
+    row = ABLATIONS[asked.ablation]
+    filters = asked.filters or row.filters
+    fusions, policies = asked.fusions or row.fusions, asked.policies or row.policies
+    found: dict[tuple[str, str, str], Cell] = {}
+    for policy, fusion, name in itertools.product(policies, fusions, filters):
+        shown = _shown(name, fusion)
+        parts = [name]
+        if len(fusions) > 1 and name != NONE:
+            parts.append(fusion)
+        if len(policies) > 1:
+            parts.append(policy)
+        found.setdefault((*shown, policy), Cell("-".join(parts).translate(SAFE), *shown, policy))
+    if len(set(filters)) < len(filters) or len(found) < 2:
+        raise ValueError(
+            f"--filters {' '.join(filters)}: a comparison needs two cells or more, each once; name "
+            "other filters, --fusions or --policies"
+        )
+    return list(found.values())
+
+
+def _shown(name: str, fusion: str) -> tuple[str, str]:
+    """Filter and fusion of a cell; beside a single response, `channels` shows the image twice."""
+    if name == NONE:
+        return NONE, "replace"
+    if fusion == "channels" and "," not in name:
+        return f"{NONE},{name}", fusion
+    return name, fusion
+
+
+def seeds_of(asked: AblationConfig) -> range:
+    """The seed of each training of a cell."""
+    return range(asked.seed, asked.seed + (asked.seeds or 1))
+
+
+def begins_anew(asked: AblationConfig) -> bool:
+    """Whether each cell first trains on phantoms: there are no weights to start from."""
+    row = ABLATIONS[asked.ablation]
+    return bool(row.before) and asked.init == "checkpoint" and not asked.checkpoint
+
+
+def before_of(asked: AblationConfig, cell: Cell, seed: int) -> TrainConfig:
+    """The training that a cell's folds start from.
+
+    Raises:
+      ValueError: As `config.resolve`.
+    """
+    row = ABLATIONS[asked.ablation]
+    steps = {} if asked.before_steps is None else {"steps": asked.before_steps}
+    own = {"out": f"{asked.out}/before/{cell.name}/seed{seed}", "folds": None, "fold": None}
+    return _of_cell(asked, cell, seed, {**row.before, **steps, **own})
+
+
+def run_of(asked: AblationConfig, cell: Cell, seed: int) -> TrainConfig:
+    """The trainings of a cell with one seed, on all folds together.
+
+    Raises:
+      ValueError: As `config.resolve`.
+    """
+    own = {"out": f"{asked.out}/{cell.name}/seed{seed}"}
+    if begins_anew(asked):
+        own["init"] = before_of(asked, cell, seed).out
+    return _of_cell(asked, cell, seed, own)
+
+
+def twin_of(asked: AblationConfig, run: TrainConfig) -> TrainConfig:
+    """The same trainings, from the same weights, of a model that is shown nothing."""
+    return dataclasses.replace(config.blind_twin(run), out=f"{asked.out}/{BLIND}/seed{run.seed}")
+
+
+def _of_cell(asked: AblationConfig, cell: Cell, seed: int, own: Mapping[str, Any]) -> TrainConfig:
+    names = [field.name for field in dataclasses.fields(TrainConfig)]
+    told = {name: getattr(asked, name) for name in names if name != "ablation"}
+    look = {"filter": cell.filter, "fusion": cell.fusion, "seed": seed}
+    if cell.policy:
+        look["trainable"] = cell.policy
+    return config.resolve(ranges.drop_idle(TrainConfig(**{**told, **look, **own})))
+
+
+_SET_BY_GRID: Mapping[str, str] = MappingProxyType(
+    {
+        "filter": "name it among --filters",
+        "fusion": "name it among --fusions",
+        "trainable": "name it among --policies",
+        "recipe": "name its filter among --filters, its fusion among --fusions",
+        "blind": "the twin of the first cell is trained unasked; leave it out",
+        "fold": "all folds are trained; leave it out",
+        "train_on": "what is compared are folds; leave it out",
+        "resume": "the same command goes on; leave it out",
+        "plan": "plan one training by itself; leave --ablation out",
+        "distributed": "jobs of a grid run side by side, each by itself; leave it out",
+    }
+)
+
+
+# The recipe was chosen with the filter `none` on folds 0 and 1.
+_TINY = MappingProxyType(
+    {
+        "variant": "tiny",
+        "data": "cxr_seg",
+        "prompting": "centre+none",
+        "max_objects": 2,
+        "batch": 4,
+        "augment": "flip>rotate:15>scale:0.2>translate:0.1>elastic>shift:30>contrast:0.3"
+        ">gamma:0.3>noise:8>cutout:0.2",
+        "lr": 3e-4,
+        "dice": 5.0,
+        "best_mask": "highest-iou",
+        "steps": 80,
+        "save_every": 80,
+        "validation": 0.05,
+        "pictures_every": 0,
+        "tensorboard": False,
+        "folds": 5,
+        "seeds": 2,
+    }
+)
+_PHANTOMS = MappingProxyType(
+    {
+        "data": "synthetic",
+        "data_dir": "datasets/phantoms",
+        "augment": "strong",
+        "lr": 6e-4,
+        "dice": 1.0,
+        "best_mask": "lowest-loss",
+        "steps": 700,
+        "save_every": 350,
+        "test": 0.01,
+    }
+)
+_MAKE_PHANTOMS = "-m data.synthetic --out datasets/phantoms --images 1500 --side 320 --seed 5"
+
+ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
+    {
+        "filters": Ablation(
+            "which filter's response beside the image helps (60 trainings of tiny and their twins)",
+            _TINY,
+            filters=(NONE, "sobel", "canny", "log", "clahe", "musica"),
+            before=_PHANTOMS,
+            needs=_MAKE_PHANTOMS,
+        ),
+        "fusions": Ablation(
+            "how a filter's response is best shown",
+            _TINY,
+            filters=(NONE, "sobel", "clahe"),
+            fusions=("replace", "blend", "channels", "add-edges"),
+            before=_PHANTOMS,
+            needs=_MAKE_PHANTOMS,
+        ),
+        "policies": Ablation(
+            "how much of the model is to be trained, with and without edges",
+            _TINY,
+            filters=(NONE, "sobel"),
+            policies=("decoder", "lora", "full"),
+            before=_PHANTOMS,
+            needs=_MAKE_PHANTOMS,
+        ),
+        "zero-shot-filters": Ablation(
+            "what filters do to weights as they are, without training (`--checkpoint FOLDER`)",
+            MappingProxyType({"folds": 5, "data": "cxr_seg"}),
+            filters=(NONE, "sobel", "canny", "log", "clahe", "musica"),
+            fusions=("replace", "blend"),
+            trains=False,
+        ),
+    }
+)
