@@ -34,8 +34,9 @@ _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files come first; otherwise the order stays."""
-    items.sort(key=lambda item: item.path.stem not in _LONG)
+    """Long files come first, in that order; otherwise the order stays."""
+    order = {stem: place for place, stem in enumerate(_LONG)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import filelock
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -28,6 +30,7 @@ from tests import official
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
 FRONTS = {"train.py": train_front, "eval.py": eval_front}
+CACHE_SIZE = 2**33  # With a limit, jax locks its cache: processes of the tests write at once.
 
 
 class Ended(NamedTuple):
@@ -61,6 +64,7 @@ def start(
         env=os.environ
         | {
             "JAX_COMPILATION_CACHE_DIR": str(compiled),
+            "JAX_COMPILATION_CACHE_MAX_SIZE": str(CACHE_SIZE),
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         }
@@ -117,37 +121,65 @@ def assert_refused(ended: Ended, *named: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(tmp_path_factory):
-    """Compilations, shared by this process and those that the tests start."""
-    return tmp_path_factory.mktemp("compiled")
+def made_once(request, tmp_path_factory):
+    """`made_once(name, make)` is a folder that `make` filled, for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if hasattr(request.config, "workerinput") else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.made"
+        with filelock.FileLock(base / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(made_once):
+    """Compilations, shared by the processes of the tests and those that they start."""
+    return made_once("compiled", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
 def compiled(compiled_folder):
     """The same folder, and compilations in a hurry: a few steps need no fast program."""
     jax.config.update("jax_compilation_cache_dir", str(compiled_folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_SIZE)
     jax.config.update("jax_disable_most_optimizations", True)
     compilation_cache.reset_cache()
     yield compiled_folder
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_compilation_cache_max_size", -1)
     jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()  # Programs in a hurry round otherwise: other tests compile their own.
     compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "phantoms"
-    return generate(folder, images=20, seed=0, side=256, workers=0)
+def data(made_once):
+    def make(folder: Path) -> None:
+        generate(folder / "phantoms", images=20, seed=0, side=256, workers=0)
+
+    return made_once("data", make) / "phantoms"
 
 
 @pytest.fixture(scope="session")
-def trained(compiled_folder, data, tmp_path_factory):
+def trained(compiled_folder, data, made_once):
     """A run that nothing interrupted, and what it said."""
-    run = tmp_path_factory.mktemp("runs") / "whole"
-    ended = finish(start(compiled_folder, *flags(data, run), JAX_LOG_COMPILES="1"))
-    assert ended.code == 0, ended.err
-    return run, ended
+
+    def make(folder: Path) -> None:
+        options = flags(data, folder / "whole")
+        ended = finish(start(compiled_folder, *options, JAX_LOG_COMPILES="1"))
+        assert ended.code == 0, ended.err
+        (folder / "ended.json").write_text(json.dumps(ended))
+
+    folder = made_once("trained", make)
+    return folder / "whole", Ended(*json.loads((folder / "ended.json").read_text()))
 
 
 @pytest.fixture(scope="session")
@@ -161,10 +193,12 @@ def copied(run, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def converted(tmp_path_factory):
+def converted(made_once):
     """Converted weights of an official model with random tensors."""
-    folder = tmp_path_factory.mktemp("weights")
-    sam = official.randomise(official.build(VARIANTS["tiny"]), seed=0)
-    torch.save(sam.state_dict(), folder / "tiny.pth")
-    convert.__main__.convert(folder / "tiny.pth", folder / "tiny", preprocess="sam")
-    return folder / "tiny"
+
+    def make(folder: Path) -> None:
+        sam = official.randomise(official.build(VARIANTS["tiny"]), seed=0)
+        torch.save(sam.state_dict(), folder / "tiny.pth")
+        convert.__main__.convert(folder / "tiny.pth", folder / "tiny", preprocess="sam")
+
+    return made_once("converted", make) / "tiny"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import train as train_front
 from data import cache
 from pp_jax.config import TrainConfig, resolve
 from pp_jax.finetune.embeddings import check_fixed
@@ -24,6 +25,19 @@ def embedded(compiled, data, run, tmp_path_factory):
     return folder
 
 
+READY = "the embeddings are there"
+
+
+@pytest.fixture
+def unfitted(monkeypatch):
+    """Embeddings are computed, and nothing is trained from them: that compiles another step."""
+
+    def stop(*args, **options):
+        raise ValueError(READY)
+
+    monkeypatch.setattr(train_front.loop.recipe, "step_of", stop)
+
+
 def caches(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in (folder / "cache").glob("*/about.json")]
 
@@ -37,10 +51,11 @@ def test_losses_are_those_of_the_run_from_images(run, embedded):
             assert row[name] == pytest.approx(other[name], rel=1e-3), name
 
 
-def test_a_second_run_computes_none_and_a_changed_filter_all(data, embedded):
+def test_a_second_run_computes_none_and_a_changed_filter_all(data, embedded, unfitted):
     folder = embedded
-    more = {"embeddings": "float32", "cache_dir": folder / "cache", "steps": 1, "seed": 0}
+    more = {"embeddings": "float32", "cache_dir": folder / "cache", "seed": 0}
     again = front("train.py", *flags(data, folder / "again", **more))
+    assert_refused(again, READY)
     assert "0 are computed now" in again.out
     assert len(caches(folder)) == 1
     other = front("train.py", *flags(data, folder / "other", filter="sobel", **more))
@@ -53,7 +68,7 @@ def test_a_second_run_computes_none_and_a_changed_filter_all(data, embedded):
     assert len({about["weights"] for about in caches(folder)}) == 1
 
 
-def test_an_interrupted_computation_goes_on(data, embedded, tmp_path, monkeypatch):
+def test_an_interrupted_computation_goes_on(data, embedded, unfitted, tmp_path, monkeypatch):
     monkeypatch.setattr("data.embedded._SHARD", 4)
     written = []
 
@@ -63,12 +78,12 @@ def test_an_interrupted_computation_goes_on(data, embedded, tmp_path, monkeypatc
         written.append(args)
         return cache.add(*args)
 
-    more = {"embeddings": "bfloat16", "cache_dir": tmp_path / "cache", "steps": 1}
+    more = {"embeddings": "bfloat16", "cache_dir": tmp_path / "cache"}
     with monkeypatch.context() as patch:
         patch.setattr("data.embedded.add", add_one)
         assert front("train.py", *flags(data, tmp_path / "run", **more)).code == 130
     again = front("train.py", *flags(data, tmp_path / "run", **more))
-    assert again.code == 0, again.err
+    assert_refused(again, READY)
     assert "embeddings: 8 of" in again.out
     whole = cache_of(embedded / "cache", "float32")
     half = cache_of(tmp_path / "cache", "bfloat16")
