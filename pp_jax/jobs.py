@@ -128,8 +128,10 @@ def end_with_parent() -> None:
         return
 
     def watch() -> None:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdin.buffer.read()
+        # Not by `sys.stdin`, whose lock this thread would hold when the interpreter ends.
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
         os._exit(_STOP)
 
     threading.Thread(target=watch, daemon=True).start()
