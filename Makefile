@@ -7,9 +7,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 DATA ?= datasets/synthetic
+OUT ?= runs/study
 TORCH := torch==2.13.0
 
-.PHONY: train test parity lint format gpu-check convert-tools clean help
+.PHONY: train study test parity lint format gpu-check convert-tools clean help
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,9 +35,17 @@ train: $(VENV)/.run  ## Generate the embedded data, train the tiny SAM on it, sc
 	$(PY) train.py
 	$(PY) eval.py
 
-convert-tools: $(VENV)/.run  ## Install what `python -m convert` needs (torch)
+# DRY=1 says what would be run; FLAGS are of `python -m pp_jax.study --help`.
+study: $(VENV)/.convert  ## Your weights on your files: make study SAM=FILE RSNA=DIR [MASKS=DIR] [DRY=1]
+	@$(PY) -m pp_jax.study --sam "$(SAM)" --rsna "$(RSNA)" --masks "$(MASKS)" --out "$(OUT)" \
+	  $(if $(LIMIT),--limit $(LIMIT)) $(if $(DRY),--dry-run) $(FLAGS)
+
+$(VENV)/.convert: $(VENV)/.run
 	$(PIP) install --quiet $(TORCH_OPTIONS) $(TORCH)
 	$(PIP) install --quiet -c constraints.txt -e '.[convert]'
+	@touch $@
+
+convert-tools: $(VENV)/.convert  ## Install what `python -m convert` needs (torch)
 
 test: $(VENV)/.test  ## Run the tests (12 minutes at most on two cores)
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not parity and not slow and not gpu'
