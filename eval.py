@@ -72,26 +72,26 @@ def main() -> None:
         settings = resolve(asked, told, entries[0].members[0])
         protocols = parse_protocols(settings.prompt)
         protocols = compared.answerable(entries, protocols, prompt=settings.prompt)
+        if settings.prompt != "all":
+            for name, specs in compared.unread(entries, protocols).items():
+                print(f"{name} is not asked under {', '.join(specs)}, which it does not read")
         require_boxes(entries, protocols)
         stored = read_prompts(Path(settings.prompts)) if settings.prompts else {}
         everything, served = open_records(settings, entries)
         entries = [compared.apart(entry, served) for entry in entries]
         allowed = compared.common_images(entries, served)
-        lines, allowed = answered(
-            lines,
-            settings.methods,
-            images=allowed,
-            outlined=[record.id for record in everything if record.lungs is not None],
-            where=settings.data,
-        )
-        chosen, protocols = choose(everything, protocols, settings, allowed=allowed)
+        chosen = choose(everything, protocols, settings, allowed=allowed)
+        chosen, lines = shared(chosen, lines, settings)
+        protocols = askable(protocols, chosen, settings)
+        patients = {record.patient for record in chosen}
+        print(f"scoring {len(chosen)} images of {len(patients)} patients, part: {settings.part}")
         lungs = any(map(needs_lungs, lines))
         images = [to_source(record, settings, lungs=lungs) for record in chosen]
         wanted = compared.Wanted(
             settings, check_confidence(settings.confidence), "auto" in protocols, mesh
         )
         swap = None
-        if "swap" in settings.methods or ("swap" in lines and len({r.patient for r in chosen}) > 1):
+        if "swap" in settings.methods or ("swap" in lines and len(patients) > 1):
             swap = compared.swap_partners(images, seed=settings.seed)
         methods = make_methods(entries, wanted, served, everything, swap=swap)
         atlas_of = make_atlas(entries, served, everything)
@@ -202,11 +202,11 @@ def choose(
     settings: EvalConfig,
     *,
     allowed: frozenset[str],
-) -> tuple[list[records.Record], dict[str, Protocol]]:
-    """The records to score, and the protocols; of `all` those whose prompt is not the answer.
+) -> list[records.Record]:
+    """The records to score: where every protocol marks objects, those that have some.
 
     Raises:
-      ValueError: No record is left, or box prompts on targets that are these boxes.
+      ValueError: No record is left.
     """
     chosen = [record for record in everything if record.id in allowed]
     if all(protocol.needs_objects for protocol in protocols.values()):
@@ -218,6 +218,35 @@ def choose(
             f"{settings.data_dir}: no image to score with --prompt {settings.prompt} in part "
             f"{settings.part!r}; choose another --part, or --prompt none for images without boxes"
         )
+    return chosen
+
+
+def shared(
+    chosen: Sequence[records.Record], lines: Sequence[str], settings: EvalConfig
+) -> tuple[list[records.Record], list[str]]:
+    """The records and the lines beside the models of which each line answers for each record.
+
+    Raises:
+      ValueError: As `answered`.
+    """
+    kept, images = answered(
+        lines,
+        settings.methods,
+        images=[record.id for record in chosen],
+        outlined=[record.id for record in chosen if record.lungs is not None],
+        where=settings.data,
+    )
+    return [record for record in chosen if record.id in images], kept
+
+
+def askable(
+    protocols: Mapping[str, Protocol], chosen: Sequence[records.Record], settings: EvalConfig
+) -> dict[str, Protocol]:
+    """The protocols whose prompt is not the answer.
+
+    Raises:
+      ValueError: Box prompts, not as a part of `all`, on targets that are these boxes.
+    """
     same = [record for record in chosen if record.from_box and record.boxes]
     kept = {s: p for s, p in protocols.items() if not same or s.partition(":")[0] not in BOXED}
     if len(kept) < len(protocols) and settings.prompt != "all":
@@ -226,8 +255,7 @@ def choose(
             f"targets (target: {same[0].kind}), so a box prompt would contain the answer; use "
             "--prompt point or none"
         )
-    print(f"scoring {len(chosen)} images of {len(patients)} patients, part: {settings.part}")
-    return chosen, kept
+    return kept
 
 
 def require_boxes(entries: Sequence[Entry], protocols: Mapping[str, Protocol]) -> None:

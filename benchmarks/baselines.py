@@ -1,7 +1,8 @@
-"""What SAM must beat on real opacities: classical methods, networks, and guesses, in one table.
+"""What SAM must beat on real images: classical methods, networks, and guesses, in one table.
 
     python -m benchmarks.baselines --data-dir DIR
     python -m benchmarks.baselines --data-dir DIR --only score
+    python -m benchmarks.baselines --data brain_seg --data-dir DIR
 
 Trains on five patient-disjoint folds of `cxr_seg`, from weights that were pre-trained on phantoms
 that the project draws: `tiny` on boxes and without a prompt, and the network `unet-tiny`
@@ -9,6 +10,9 @@ that the project draws: `tiny` on boxes and without a prompt, and the network `u
 resolution and a third of its steps on phantoms: two cores have no more. Then eval.py scores all of
 them and every classical method on each fold's own patients, with the exact box and without a
 prompt; prints one table. A run that is done is not made again.
+
+Of `brain_seg` the folds are of heads (`groups.csv`), of which there are few: `tiny` alone, on
+boxes, for 100 steps. It has no lungs.
 """
 
 import csv
@@ -24,8 +28,9 @@ import tyro
 
 from benchmarks.cxr import call, interval_text, pretrain
 
-OUT = Path("runs/baselines")
-GUESSES = ("box", "ellipse", "mean_shape", "atlas", "lungs", "box+lungs")
+PHANTOMS_OUT = Path("runs/baselines")  # What networks start from, whatever they are tuned to.
+FOLDS = 5
+_UNSEEN = ("box", "ellipse", "mean_shape", "atlas")  # Guesses that see no pixel.
 
 
 class Model(NamedTuple):
@@ -56,14 +61,43 @@ MODELS: Mapping[str, Model] = MappingProxyType(
 )
 
 
+class Task(NamedTuple):
+    """What is trained and asked on a data set."""
+
+    out: Path
+    models: tuple[str, ...]  # Unless others are asked for.
+    folds: tuple[object, ...]  # Flags of the trainings on the folds, behind those of the model.
+    prompt: str
+    guesses: tuple[str, ...]
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        "cxr_seg": Task(
+            Path("runs/baselines"), tuple(MODELS), (), "box,none", (*_UNSEEN, "lungs", "box+lungs")
+        ),
+        "brain_seg": Task(
+            Path("runs/brain"),
+            ("tiny-box",),
+            # A tenth of 17 slices is not one head.
+            ("--steps", 100, "--save-every", 100, "--validation", 0.2, "--pictures-every", 0),
+            "box",
+            _UNSEEN,
+        ),
+    }
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Train and compare."""
 
+    data: Literal[tuple(TASKS)] = "cxr_seg"
+    """The data set."""
     data_dir: Path
-    """Of the data set cxr_seg."""
-    models: tuple[Literal[tuple(MODELS)], ...] = tuple(MODELS)
-    """What is trained and compared."""
+    """Its folder."""
+    models: tuple[Literal[tuple(MODELS)], ...] = ()
+    """What is trained and compared; by default what the data set's table has."""
     only: Literal["all", "folds", "score"] = "all"
     """`folds` pre-trains nothing, `score` trains nothing."""
 
@@ -71,23 +105,25 @@ class Comparison:
 def main() -> None:
     """Run what is missing, and print the table."""
     asked = tyro.cli(Comparison)
+    names, report = asked.models or TASKS[asked.data].models, TASKS[asked.data].out / "report"
     if asked.only == "all":
         pretrain()
-    for name in asked.models:
+    for name in names:
         if asked.only != "score":
             train(name, MODELS[name], asked)
-    named = (f"{name}={OUT}/{name}" for name in asked.models)
-    if not (OUT / "report").exists():
-        score(named, asked)
-    print(table(OUT / "report"))
+    if not report.exists():
+        score(names, asked)
+    print(table(report))
 
 
-def score(named: Iterable[str], asked: Comparison) -> None:
+def score(names: Iterable[str], asked: Comparison) -> None:
     """The report on all folds' own patients."""
+    task = TASKS[asked.data]
+    named = (f"{name}={task.out}/{name}" for name in names)
     call(
-        *("eval.py", "--methods", *named, "classical", *GUESSES),
-        *("--data", "cxr_seg", "--data-dir", asked.data_dir, "--prompt", "box,none"),
-        *("--out", OUT / "report"),
+        *("eval.py", "--methods", *named, "classical", *task.guesses),
+        *("--data", asked.data, "--data-dir", asked.data_dir, "--prompt", task.prompt),
+        *("--out", task.out / "report"),
     )
 
 
@@ -116,16 +152,16 @@ def table(report: Path) -> str:
 
 
 def train(name: str, model: Model, asked: Comparison) -> None:
-    """The five folds of a model, and first what they start from; what is done is left as it is."""
-    start = ()
+    """The folds of a model, and first what they start from; what is done is left as it is."""
+    task, start = TASKS[asked.data], ()
     if model.before:
-        first = OUT / f"{name}-phantoms"
+        first = PHANTOMS_OUT / f"{name}-phantoms"
         start = ("--init", first)
         if asked.only == "all":
             call("train.py", *model.before, "--out", first)
     call(
-        *("train.py", *model.folds, *start, "--out", OUT / name),
-        *("--data-dir", asked.data_dir, "--folds", 5),
+        *("train.py", *model.folds, *start, *task.folds, "--out", task.out / name),
+        *("--data", asked.data, "--data-dir", asked.data_dir, "--folds", FOLDS),
     )
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,13 +11,22 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
+import eval as eval_front
+import train as train_front
+from benchmarks import baselines as comparison
 from data.annotated import component_boxes
+from data.records import Record
+from pp_jax import cli
 from pp_jax.baselines.classical import CLASSICAL
+from pp_jax.config import TrainConfig
+from pp_jax.eval_config import EvalConfig
 from pp_jax.evaluate import methods
 from pp_jax.evaluate.controls import ORACLES, Atlas
 from pp_jax.evaluate.methods import GROUPS, METHODS, Source, answered, guess, parse_methods
 from pp_jax.evaluate.protocols import Drawn, draw_marks, parse_protocols
 from pp_jax.evaluate.subjects import Marks, Subject
+from pp_jax.finetune import compared
+from pp_jax.presets import PRESETS
 
 SHAPE = (40, 50)
 BOXES = np.array([[6, 4, 30, 14], [35, 20, 49, 38]], float)
@@ -198,7 +209,9 @@ def test_lines_that_need_lungs_shrink_the_images_if_named_and_give_way_in_a_grou
     assert answered(lines, lines, outlined="cabd", **ASK) == (lines, frozenset("abc"))
     with pytest.warns(UserWarning, match="lungs.*: 1 images of 3 are left out for all methods"):
         assert answered(lines, lines, outlined="ab", **ASK) == (lines, frozenset("ab"))
-    with pytest.raises(ValueError, match=r"lungs.*: nobody outlined the lungs in a_set; leave"):
+    with pytest.raises(
+        ValueError, match=r"lungs.*: nobody outlined .* of a_set that .*\(3\); leave"
+    ):
         answered(lines, lines, outlined="d", **ASK)
     assert answered(lines, ["all"], outlined="", **ASK) == (["box"], frozenset("abc"))
     with pytest.warns(UserWarning, match="lungs.*: left out, .* in 1 of 3 images"):
@@ -210,12 +223,129 @@ def test_lines_that_need_lungs_shrink_the_images_if_named_and_give_way_in_a_grou
         )
 
 
+def test_images_that_are_not_scored_take_no_line_away(recwarn):
+    """One without a finding under a prompt that marks findings, and one beyond the limit."""
+    told = zip("abcd", (1, 0, 1, 1), (1, 0, 1, 0), strict=True)
+    everything = [
+        Record(
+            *(name, name, Path(name), ((0, 0, 9, 9),) * n, Path(name), "mask", ""),
+            lungs=Path(name) if lungs else None,
+        )
+        for name, n, lungs in told
+    ]
+    lines = ["otsu", "lungs"]
+
+    def scored(prompt: str, limit: int | None, asked: tuple[str, ...]) -> tuple[str, list[str]]:
+        settings = EvalConfig(data="set", prompt=prompt, limit=limit, methods=asked)
+        allowed, protocols = frozenset("abcd"), parse_protocols(prompt)
+        chosen = eval_front.choose(everything, protocols, settings, allowed=allowed)
+        chosen, kept = eval_front.shared(chosen, lines, settings)
+        return "".join(record.id for record in chosen), kept
+
+    assert scored("box", 2, ("all",)) == ("ac", lines)
+    assert scored("box", 2, ("otsu", "lungs")) == ("ac", lines)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match="lungs: left out, .* in 1 of 3 images"):
+        assert scored("box", None, ("all",)) == ("acd", ["otsu"])
+    with pytest.warns(UserWarning, match="--methods lungs: 2 images of 4 are left out for all"):
+        assert scored("none", None, ("lungs",)) == ("ac", lines)
+    everything = everything[1:2]
+    with pytest.raises(ValueError, match=r"any image of set that would be scored \(1\)"):
+        scored("none", 1, ("lungs",))
+
+
 def test_a_method_whose_library_is_missing_is_left_out_of_a_group_and_refused_by_name(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.warns(UserWarning, match="grabcut: cv2 is not installed, so it is left out"):
         assert "grabcut" not in parse_methods(["classical"])[1]
     with pytest.raises(ValueError, match="grabcut: cv2 is not installed; install the extra"):
         parse_methods(["grabcut"])
+
+
+def test_a_model_is_told_apart_by_the_prompts_that_it_does_not_read(monkeypatch):
+    entries = [SimpleNamespace(name=name, members=[name]) for name in ("sam", "net")]
+    monkeypatch.setattr(compared, "reads", lambda member, spec: (member, spec) != ("net", "point"))
+    assert compared.unread(entries, ["box", "point"]) == {"net": ["point"]}
+    assert compared.unread(entries, ["box"]) == {}
+
+
+# The comparison on real images.
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path) -> list[list[str]]:
+    """What the comparison would type; instead of a report it leaves one patient's figures."""
+    monkeypatch.chdir(tmp_path)
+    told: list[list[str]] = []
+
+    def call(*words: object) -> None:
+        told.append(list(map(str, words)))
+        if words[0] == "eval.py":
+            report = Path(words[words.index("--out") + 1])
+            report.mkdir(parents=True)
+            head, row = "method,protocol,choice,objects,patient,dice,nsd_1", "o,box,model,1,p,0.5,"
+            (report / "images.csv").write_text(f"{head}\n{row}0.25\n{row}0.75\n")
+            seconds = "method,protocol,images,median seconds\no,box,2,0.0125\n"
+            (report / "seconds.csv").write_text(seconds)
+
+    monkeypatch.setattr(comparison, "call", call)
+    monkeypatch.setattr(comparison, "pretrain", lambda: told.append(["phantoms"]))
+    return told
+
+
+def compare(monkeypatch, *flags: str) -> None:
+    monkeypatch.setattr("sys.argv", ["baselines", "--data-dir", "D", *flags])
+    comparison.main()
+
+
+@pytest.mark.parametrize("data", comparison.TASKS)
+def test_one_command_trains_on_folds_of_a_data_set_and_scores_what_it_trained(
+    monkeypatch, typed, capsys, data
+):
+    task = comparison.TASKS[data]
+    compare(monkeypatch, "--data", data)
+    (first, *trainings, last) = typed
+    assert (first, last[0]) == (["phantoms"], "eval.py")
+    runs = []
+    for program, *words in trainings:
+        run = cli.parse(
+            TrainConfig,
+            prog=program,
+            choices=train_front.CHOICES,
+            specs=train_front.CHECKED,
+            aliases=train_front.ALIASES,
+            presets={name: preset.flags for name, preset in PRESETS.items()},
+            args=words,
+        )
+        if not run.out.endswith("-phantoms"):
+            assert (run.data, run.data_dir, run.folds) == (data, "D", 5)
+            runs.append(run.out)
+    asked = cli.parse(
+        EvalConfig,
+        prog="eval.py",
+        choices=eval_front.CHOICES,
+        specs=eval_front.CHECKED,
+        args=last[1:],
+    )
+    models, lines = parse_methods(asked.methods)
+    assert [one.folders for one in models] == [(out,) for out in runs]
+    assert [one.name for one in models] == list(task.models)
+    assert bool({"lungs", "box+lungs"} & set(lines)) == (data == "cxr_seg")
+    assert set(CLASSICAL) < set(lines)
+    assert (asked.data, asked.data_dir, asked.prompt) == (data, "D", task.prompt)
+    assert "| box | o | 0.500 [0.500, 0.500] | 0.500 [0.500, 0.500] | 12.5 | 1 |" in (
+        capsys.readouterr().out
+    )
+
+
+def test_scoring_alone_trains_nothing_and_what_is_scored_is_shown_again(monkeypatch, typed, capsys):
+    flags = ("--data", "brain_seg", "--only", "score", "--models", "unet-box")
+    compare(monkeypatch, *flags)
+    assert [words[0] for words in typed] == ["eval.py"]
+    assert "unet-box=runs/brain/unet-box" in typed[0]
+    compare(monkeypatch, *flags)
+    assert len(typed) == 1
+    assert capsys.readouterr().out.count("| box | o |") == 2
 
 
 # Names and refinements.

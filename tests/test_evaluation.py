@@ -384,7 +384,7 @@ def test_a_limit_counts_patients_who_can_be_scored():
         settings = EvalConfig(prompt=prompt, limit=2)
         protocols = parse_protocols(prompt)
         allowed = frozenset("abcde")
-        chosen, _ = eval_front.choose(everything, protocols, settings, allowed=allowed)
+        chosen = eval_front.choose(everything, protocols, settings, allowed=allowed)
         assert "".join(record.id for record in chosen) == wanted
 
 

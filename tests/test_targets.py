@@ -213,7 +213,8 @@ def scored(settings):
     ]
     drawn = draw_as(known, settings.target)
     protocols = parse_protocols(settings.prompt)
-    return eval_front.choose(drawn, protocols, settings, allowed=frozenset("ab"))
+    chosen = eval_front.choose(drawn, protocols, settings, allowed=frozenset("ab"))
+    return chosen, eval_front.askable(protocols, chosen, settings)
 
 
 @pytest.mark.parametrize("name", TARGETS)

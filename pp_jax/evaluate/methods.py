@@ -155,7 +155,7 @@ def answered(
     Args:
       lines: From `parse_methods`.
       asked: What that was given.
-      images: Those that may be scored.
+      images: Those that would be scored.
       outlined: Those of which there are lungs.
       where: The data set's name, for messages.
 
@@ -177,8 +177,8 @@ def answered(
         return [line for line in lines if line not in needing], whole
     if not shared:
         raise ValueError(
-            f"--methods {needing[0]}: nobody outlined the lungs in {where}; leave it out, or score "
-            "the data set cxr_seg as it is downloaded"
+            f"--methods {needing[0]}: nobody outlined the lungs in any image of {where} that would "
+            f"be scored ({len(whole)}); leave it out, score more images, or the data set cxr_seg"
         )
     warnings.warn(
         f"--methods {needing[0]}: {len(whole) - len(shared)} images of {len(whole)} are left out "

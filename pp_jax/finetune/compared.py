@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -157,10 +157,6 @@ def answerable(
             f"--prompt {asked[0]}: {entries[0].name}, the first model, with which all others are "
             "compared, does not read it; name another model or another prompt first"
         )
-    for entry in entries:
-        skipped = [spec for spec in asked if not reads(entry.members[0], spec)]
-        if skipped and prompt != "all":
-            print(f"{entry.name} is not asked under {', '.join(skipped)}, which it does not read")
     if unread and prompt != "all":
         raise ValueError(
             f"--prompt {unread[0]}: {entries[0].name} ({members[0].variant}) reads "
@@ -174,6 +170,15 @@ def answerable(
         )
     left_out = {*unread, *([AUTOMATIC] if several else [])}
     return {spec: protocol for spec, protocol in protocols.items() if spec not in left_out}
+
+
+def unread(entries: Sequence[Entry], protocols: Iterable[str]) -> dict[str, list[str]]:
+    """The protocols that a model is not asked under, by its name; nothing of one that reads all."""
+    skipped = {
+        entry.name: [spec for spec in protocols if not reads(entry.members[0], spec)]
+        for entry in entries
+    }
+    return {name: specs for name, specs in skipped.items() if specs}
 
 
 def reads(member: Member, spec: str) -> bool:
