@@ -1,4 +1,7 @@
-"""`python -m pp_jax.baselines`: how many clusters the grey levels of your images have.
+"""`python -m pp_jax.baselines`: draws the clusters of your images' grey levels, and counts them.
+
+No other baseline has a front of its own: `eval.py --methods` runs the classical methods, `train.py
+--model` the networks.
 
 OUT/clusters.png  per image the colours of its clusters and four criteria over their number; below,
                   the average over all images
@@ -54,7 +57,11 @@ _CELL, _DPI = 2.1, 150  # Inches, and pixels per inch.
 
 @dataclass(frozen=True)
 class Baselines:
-    """Exact k-means of grey levels: colour masks, and the number of clusters by four criteria."""
+    """Draw the clusters of images' grey levels (exact k-means), and how many there are to take.
+
+    Colour masks, and the number of clusters by four criteria. The other baselines are run by
+    `eval.py --methods classical` and `train.py --model unet-tiny`.
+    """
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Files (PNG, JPEG, DICOM), or folders of them."""
