@@ -94,6 +94,7 @@ def test_a_step_counts_as_the_formula_of_its_policy(forward, policy):
 # Compiles for two devices, and then places a real state on them.
 SCRIPT = """
 import contextlib, dataclasses, io, json, sys
+from functools import partial
 from pathlib import Path
 import train
 from pp_jax import sharding
@@ -123,6 +124,12 @@ settings, told = made[0]
 written = [str(path) for path in out.iterdir()]
 
 import jax
+# Zeros lie where random weights lie, and take no time to compile.
+def zeros(model, key, draw=runs.init):
+    shapes = jax.eval_shape(partial(draw, model), key)
+    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), shapes)
+
+runs.init = zeros
 mesh = sharding.make_mesh(jax.devices(), settings.mesh)
 optimizer = recipe.optimizer_of(settings, steps=10)
 state, frozen, _ = runs.begin(out / "run", settings, optimizer, step=0, mesh=mesh)
