@@ -58,7 +58,7 @@ def family(rows: Sequence[Row], compared: Compared) -> dict[str, list[Comparison
     Images without a finding are left out: there is nothing that a filter could help to outline.
     """
     told = []
-    for protocol in _protocols(rows):
+    for protocol in _protocols(rows, compared):
         parts = _cells(rows, protocol)
         base = parts[compared.cells[0]]
         for name in compared.cells[1:]:
@@ -71,8 +71,10 @@ def family(rows: Sequence[Row], compared: Compared) -> dict[str, list[Comparison
     return found
 
 
-def _protocols(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row["protocol"] for row in rows))
+def _protocols(rows: Sequence[Row], compared: Compared) -> list[str]:
+    """Those that the cells were asked under: guesses are asked under the exact box as well."""
+    own = pick(rows, method=compared.cells[0])
+    return list(dict.fromkeys(row["protocol"] for row in own))
 
 
 def _cells(rows: Sequence[Row], protocol: str) -> dict[str, list[Row]]:
