@@ -30,6 +30,8 @@ from pp_jax.prompts import Purpose, example_keys
 from pp_jax.types import Batch
 
 SIDE = 64
+# As in `test_step`, whose import would take longer.
+COMPILER = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 MOVES = ("flip", "vflip", "rotate", "scale", "translate", "elastic")
 TONES = ("shift", "contrast", "gamma", "noise", "cutout")
 NOTHING = jnp.bool_(False)
@@ -410,7 +412,7 @@ def digest(count: int, *, step: int, seed: int = 3) -> str:
     """Of the image, answers and boxes of a batch augmented on `count` devices."""
     mesh = sharding.make_mesh(jax.devices()[:count])
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=COMPILER)
     def changed(given: Batch, positions: jax.Array) -> Batch:
         keys = example_keys(
             jax.random.key(seed), purpose=Purpose.AUGMENT, step=step, positions=positions
