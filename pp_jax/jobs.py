@@ -147,6 +147,7 @@ def _run_one(job: Job, folder: Path, cores: set[int], stop: threading.Event) -> 
     log.parent.mkdir(parents=True, exist_ok=True)
     begun = time.perf_counter()
     with log.open("a") as file:
+        start = file.tell()
         process = subprocess.Popen(
             [sys.executable, *job.words],
             stdin=subprocess.PIPE,
@@ -163,7 +164,7 @@ def _run_one(job: Job, folder: Path, cores: set[int], stop: threading.Event) -> 
             process.stdin.close()
     if code or not job.done():
         raise ValueError(
-            f"{job.name} failed: {_last_line(log)} (all that it printed: {log}); the same command "
+            f"{job.name} failed: {_last_line(log, start)} (all that it printed: {log}); the same command "
             "goes on here"
         )
     return time.perf_counter() - begun
@@ -185,9 +186,10 @@ def _environment(folder: Path) -> Mapping[str, str]:
     return os.environ | own | {_TIED: "1"}
 
 
-def _last_line(log: Path) -> str:
-    """The last line, without a progress bar's earlier states."""
-    lines = log.read_text(errors="replace").replace("\r", "\n").split("\n")
+def _last_line(log: Path, start: int) -> str:
+    """The last line, or the last error's, of what was printed from a place in the log on."""
+    printed = log.read_bytes()[start:].decode(errors="replace")
+    lines = printed.replace("\r", "\n").split("\n")
     told = [line.strip() for line in lines if line.strip()]
     errors = [line for line in told if line.startswith("error:")]
     return (errors or told or ["it printed nothing"])[-1]
