@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import PIL.Image
 from jax.sharding import Mesh
 
 import pp_jax.config
@@ -16,7 +18,8 @@ from data import cache, embedded, outlines, pipeline, records, sources, splits, 
 from pp_jax import ablations, cli, jobs, presets, prompts, ranges, sharding
 from pp_jax.ablations import ABLATIONS, AblationConfig
 from pp_jax.config import TrainConfig, look_of
-from pp_jax.evaluate import ablation
+from pp_jax.evaluate import ablation, adaptive, files
+from pp_jax.evaluate.sections import Section
 from pp_jax.finetune import (
     grid,
     loop,
@@ -135,7 +138,24 @@ def ablate(name: str) -> None:
     if asked.dry_run:
         return
     jobs.run(planned, folder=out, at_once=grid.at_once(asked))
-    print(f"\n{ablation.write(out, grid.comparison_of(asked))}\n{out}: ablation.md, report")
+    more = [choice_of_filter(asked)] if ABLATIONS[name].trains else []
+    text = ablation.write(out, grid.comparison_of(asked), more=more)
+    print(f"\n{text}\n{out}: ablation.html, the same as ablation.md; report/report.html")
+
+
+def choice_of_filter(asked: AblationConfig) -> Section:
+    """What a choice of the filter by image, from its grey levels, makes of an ablation's rows."""
+    rows = files.read_rows(Path(asked.out) / grid.REPORT / "images.csv")
+    scored = {row["id"] for row in rows}
+    data = grid.run_data(asked)
+    opened = sources.open_sets(sources.name_sets(data.data, data.data_dir))
+    statistics = {}
+    for record in itertools.chain(*opened):
+        if record.id in scored:
+            levels = PIL.Image.fromarray(records.load(record).image).convert("L")
+            statistics[record.id] = adaptive.describe(np.asarray(levels, np.float32))
+    names = [cell.name for cell in ablations.cells(asked)]
+    return adaptive.section(rows, statistics, grid.folds_of(asked), filters=names)
 
 
 def with_effect(asked: TrainConfig, held: TrainConfig | None) -> TrainConfig:

@@ -217,3 +217,15 @@ def comparison_of(asked: AblationConfig) -> Compared:
         blind=BLIND if ABLATIONS[asked.ablation].trains else "",
         hours=sum(read_seconds(Path(asked.out)).values()) / 3600,
     )
+
+
+def folds_of(asked: AblationConfig) -> dict[tuple[str, str], int]:
+    """The fold that tests an image, by the seed as the report names it and the image's id."""
+    cell, several = cells(asked)[0], len(seeds_of(asked)) > 1
+    found = {}
+    for seed in seeds_of(asked):
+        run = run_of(asked, cell, seed)
+        for fold in range(run.folds):
+            for name in runs.read_images(Path(config.fold_of(run, fold).out))["test"]:
+                found[f"seed{seed}" if several else "", name] = fold
+    return found
