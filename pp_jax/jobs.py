@@ -164,8 +164,8 @@ def _run_one(job: Job, folder: Path, cores: set[int], stop: threading.Event) -> 
             process.stdin.close()
     if code or not job.done():
         raise ValueError(
-            f"{job.name} failed: {_last_line(log, start)} (all that it printed: {log}); the same command "
-            "goes on here"
+            f"{job.name} failed: {_last_line(log, start)} (all that it printed: {log}); the same "
+            "command goes on here"
         )
     return time.perf_counter() - begun
 
