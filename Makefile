@@ -10,7 +10,7 @@ DATA ?= datasets/synthetic
 OUT ?= runs/study
 TORCH := torch==2.13.0
 
-.PHONY: train study test parity lint format gpu-check convert-tools clean help
+.PHONY: train study test parity lint format gpu-check convert-tools notebooks clean help
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -55,6 +55,9 @@ parity: $(VENV)/.test  ## Full-size comparison with the official torch SAM
 
 gpu-check:  ## Tests that need an accelerator, with the jax of $(PYTHON), without .venv
 	$(PYTHON) -m pytest -m gpu -o filterwarnings=default
+
+notebooks: $(VENV)/bin/python  ## Execute docs/notebooks in a fresh clone and environment, 10 minutes each at most
+	$(PY) docs/notebooks/run.py --clean
 
 lint: $(VENV)/.test  ## Style, imports, formatting
 	$(VENV)/bin/ruff check .
