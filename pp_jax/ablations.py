@@ -141,8 +141,9 @@ def seeds_of(asked: AblationConfig) -> range:
 
 def begins_anew(asked: AblationConfig) -> bool:
     """Whether each cell first trains on phantoms: there are no weights to start from."""
-    row = ABLATIONS[asked.ablation]
-    return bool(row.before) and asked.init == "checkpoint" and not asked.checkpoint
+    if asked.variant != "tiny" or asked.init != "checkpoint" or asked.checkpoint:
+        return False
+    return bool(ABLATIONS[asked.ablation].before)
 
 
 def before_of(asked: AblationConfig, cell: Cell, seed: int) -> TrainConfig:
