@@ -225,7 +225,7 @@ def test_the_answer_says_what_helped_what_did_not_and_what_the_image_gave(tmp_pa
     ablation.files.write_rows(tmp_path / "report" / "images.csv", rows)
     text = ablation.write(tmp_path, COMPARED)
     assert "better than none: sobel by +0.100 [+0.100, +0.100]" in text
-    assert "not told apart from none: log by +0.000" in text
+    assert "equivalent to none within 0.02: log by +0.000" in text
     plain = [r for r in rows if r["method"] == NONE and r["protocol"] == "none"]
     own = statistics.interval_of(plain, "dice", samples=1).mean
     # Both prompts have the same figures here.

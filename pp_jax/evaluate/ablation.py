@@ -93,12 +93,16 @@ def _answer(
             "better": [one for one in family_ if _holds(one) and one.difference.mean > 0],
             "worse": [one for one in family_ if _holds(one) and one.difference.mean < 0],
         }
-        rest = [one for one in family_ if not _holds(one)]
+        same = [one for one in family_ if not _holds(one) and one.equivalent]
+        rest = [one for one in family_ if not _holds(one) and not one.equivalent]
         parts = [
             f"{word} than {base}: {', '.join(map(_worded, own))}"
             for word, own in surely.items()
             if own
         ]
+        if same:
+            listed = ", ".join(map(_worded, same))
+            parts.append(f"equivalent to {base} within {same[0].margin}: {listed}")
         if rest:
             least = max(one.detectable or 0 for one in rest)
             listed = ", ".join(map(_worded, rest))
@@ -116,7 +120,8 @@ def _answer(
 def _holds(one: Comparison) -> bool:
     """Whether a difference stands after the correction, by its interval as well."""
     interval = one.difference
-    return (one.holm or 1.0) < 0.05 and not interval.low <= 0 <= interval.high
+    corrected = 1.0 if one.holm is None else one.holm  # 0.0 is a p-value too.
+    return corrected <= 0.05 and not interval.low <= 0 <= interval.high
 
 
 def _worded(one: Comparison) -> str:
