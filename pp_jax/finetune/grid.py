@@ -126,7 +126,8 @@ def _report(asked: AblationConfig, *, after: tuple[str, ...]) -> Job:
     words = (
         *("eval.py", "--methods", *methods, "--prompt", asked.scored_under, "--confidence", ""),
         *("--data", data.data, "--data-dir", data.data_dir, "--device", asked.device),
-        *("--seed", str(asked.seed), "--out", str(out)),
+        *("--seed", str(asked.seed), "--target", asked.target, "--out", str(out)),
+        *(("--image-size", str(asked.image_size)) if asked.image_size else ()),
         *(("--limit", str(asked.limit)) if asked.limit else ()),
     )
     return Job(REPORT, words, _reported(out, methods, asked.scored_under), after)
