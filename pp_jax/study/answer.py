@@ -54,11 +54,11 @@ def best_filters(
     rows = list(itertools.chain(*(choice[fold] for fold in TUNED)))
     means: dict[str, float] = {}
     for name in candidates:
-        found = [mean_of(rows, name, prompt) for prompt in PROMPTS]
+        found = [_level(rows, name, prompt) for prompt in PROMPTS]
         if None in found:
             raise ValueError(f"the filter {name} has no score on folds 0 and 1: score them again")
         # Equal means are equal, not apart by the last bit of their sums.
-        means[name] = round(sum(one.mean for one in found) / len(found), 12)
+        means[name] = round(sum(found) / len(found), 12)
     return dict(sorted(means.items(), key=lambda item: -item[1])[:count])
 
 
@@ -71,6 +71,12 @@ def rows_of(rows: Iterable[Row], method: str, prompt: str) -> list[Row]:
 def mean_of(rows: Iterable[Row], method: str, prompt: str) -> Interval | None:
     """The mean Dice of a method with its interval; None where it was not asked."""
     return interval_of(rows_of(rows, method, prompt), METRIC)
+
+
+def _level(rows: Iterable[Row], method: str, prompt: str) -> float | None:
+    """The mean alone, without the draws for an interval."""
+    found = interval_of(rows_of(rows, method, prompt), METRIC, samples=1)
+    return found.mean if found else None
 
 
 def differences(rows: Sequence[Row], pairs: Iterable[Pair]) -> dict[Pair, Comparison]:
@@ -202,8 +208,8 @@ def _answers(primary: Mapping[Pair, Comparison]) -> list[str]:
 
 
 def _best_of(rows: Sequence[Row], names: Iterable[str], prompt: str) -> str | None:
-    means = {name: mean_of(rows, name, prompt) for name in names}
-    known = {name: one.mean for name, one in means.items() if one is not None}
+    means = {name: _level(rows, name, prompt) for name in names}
+    known = {name: mean for name, mean in means.items() if mean is not None}
     return max(known, key=known.__getitem__) if known else None
 
 
@@ -254,7 +260,7 @@ def _choice(scores: Scores, filters: Mapping[str, float]) -> Table:
     body = [
         (name, *(mean_of(rows, name, prompt) for prompt in PROMPTS), "yes" * (name in filters))
         for name in names
-        if any(mean_of(rows, name, prompt) for prompt in PROMPTS)
+        if any(rows_of(rows, name, prompt) for prompt in PROMPTS)
     ]
     columns = (Column("filter"), *map(Column, map(name_of, PROMPTS)), Column("chosen"))
     return Table("Choice of the filters: Dice on folds 0 and 1", columns, body)
