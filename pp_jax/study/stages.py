@@ -102,7 +102,7 @@ def _screen(study: Study, sizes: Sizes, filters: Sequence[str]) -> list[Step]:
         *("--checkpoint", str(study.weights), *_told(study), "--scored-under", ",".join(PROMPTS)),
         *("--out", str(out)),
     )
-    done = (out / "ablation.md").is_file
+    done = (out / "ablation.html").is_file
     cells = 1 + len(CANDIDATES) * len(ABLATIONS[SCREEN].fusions)
     took = _scored(study, 2 * cells, sizes.images)
     return [Step(Job(SCREEN, words, done, ("convert", "prepare")), took, 0.1)]
