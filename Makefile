@@ -9,8 +9,13 @@ PIP := $(PY) -m pip --disable-pip-version-check
 DATA ?= datasets/synthetic
 OUT ?= runs/study
 TORCH := torch==2.13.0
+# What jax computes on: cpu, cuda12, cuda13 or tpu. Each is jax's own extra, into .venv.
+JAX ?= cpu
+ifneq ($(words $(filter cpu cuda12 cuda13 tpu,$(JAX))),1)
+$(error JAX=$(JAX): no build of jax has that name; choose cpu, cuda12, cuda13 or tpu)
+endif
 
-.PHONY: train study test parity lint format gpu-check convert-tools notebooks clean help
+.PHONY: train study test parity lint format docs gpu-check convert-tools notebooks clean help
 
 help:  ## Show the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,7 +35,14 @@ $(VENV)/.test: $(VENV)/.run
 	$(PIP) install --quiet -c constraints.txt -e '.[test]'
 	@touch $@
 
-train: $(VENV)/.run  ## Generate the embedded data, train the tiny SAM on it, score it
+$(VENV)/.jax-cpu: $(VENV)/.run
+	@touch $@
+
+$(VENV)/.jax-%: $(VENV)/.run
+	$(PIP) install --quiet -c constraints.txt 'jax[$*]'
+	@touch $@
+
+train: $(VENV)/.jax-$(JAX)  ## Generate the embedded data, train the tiny SAM on it, score it
 	$(PY) -m data.synthetic --out $(DATA)
 	$(PY) train.py
 	$(PY) eval.py
@@ -58,6 +70,14 @@ gpu-check:  ## Tests that need an accelerator, with the jax of $(PYTHON), withou
 
 notebooks: $(VENV)/bin/python  ## Execute docs/notebooks in a fresh clone and environment, 10 minutes each at most
 	$(PY) docs/notebooks/run.py --clean
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs  ## Build the site of these pages and of the docstrings into site/
+	$(PY) -m sphinx -q -W --keep-going -c docs -d .cache/docs . site
+	$(PY) docs/check_site.py site
 
 lint: $(VENV)/.test  ## Style, imports, formatting
 	$(VENV)/bin/ruff check .

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import os
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -156,7 +157,9 @@ DEVICES = ("auto", "cpu", "gpu", "tpu")
 
 
 def devices(name: str) -> list[jax.Device]:
-    """The devices to compute on; prints them. `auto` is whatever jax prefers.
+    """The devices to compute on; the first process prints them. `auto` is whatever jax prefers.
+
+    Where that is the CPU although the machine has something faster, a warning says what to install.
 
     Raises:
       ValueError: jax sees none of that kind.
@@ -173,8 +176,52 @@ def devices(name: str) -> list[jax.Device]:
         jax.config.update("jax_default_device", jax.local_devices(backend=name)[0])
     if found[0].platform == "cpu":
         keep_freed_memory()
-    print(f"devices: {len(found)} x {found[0].device_kind} ({found[0].platform})")
+        # Who chose the CPU, by the flag or by JAX_PLATFORMS, knows.
+        if name == "auto" and not jax.config.jax_platforms and (unused := unused_accelerator()):
+            print(
+                f"warning: {unused}, but jax {jax.__version__} sees only the CPU and training "
+                f"takes many times longer; install jax's build for it: {_BUILDS} (docs/"
+                "troubleshooting.md), or say --device cpu",
+                file=sys.stderr,
+            )
+    if jax.process_index() == 0:
+        print(f"devices: {len(found)} x {found[0].device_kind} ({found[0].platform})")
     return found
+
+
+_BUILDS = "`make train JAX=cuda12` (or cuda13, tpu)"
+_TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE", "TPU_CHIPS_PER_HOST_BOUNDS")
+
+
+def unused_accelerator(dev: Path = Path("/dev")) -> str:
+    """An accelerator that this machine has, by its device files and drivers; empty without one.
+
+    To be asked where jax sees none.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1")
+    if not hidden and (dev / "nvidia0").exists():
+        return f"an NVIDIA device is here ({dev / 'nvidia0'})"
+    if not hidden and (listed := _nvidia_smi()):
+        return f"an NVIDIA device is here ({listed})"
+    # Numbered: /dev/accel/ holds other makers'.
+    if chips := sorted(dev.glob("accel[0-9]*")):
+        return f"a TPU is here ({chips[0]})"
+    if (dev / "vfio").exists() and any(map(os.environ.get, _TPU_VARIABLES)):
+        return f"a TPU is here ({dev / 'vfio'})"
+    return ""
+
+
+def _nvidia_smi() -> str:
+    """The first device that the driver's program lists: under WSL there is no device file."""
+    program = shutil.which("nvidia-smi")
+    if not program:
+        return ""
+    try:
+        done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    first = done.stdout.partition("\n")[0]
+    return first.partition(" (UUID")[0] if first.startswith("GPU 0") else ""
 
 
 _CLUSTER = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
