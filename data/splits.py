@@ -133,6 +133,10 @@ def parse_train_on(text: str) -> tuple[str, tuple[str, ...]]:
 
     Raises:
       ValueError: Not of that form, or an unknown field.
+
+    Examples:
+      >>> parse_train_on("finding=COVID-19,SARS")
+      ('finding', ('COVID-19', 'SARS'))
     """
     field, _, values = text.partition("=")
     if field not in FIELDS or not values:

@@ -114,6 +114,16 @@ def make_prompts(
     Raises:
       ValueError: Half of a pair is missing (labels of points, boxes of has_box, masks of has_mask),
         masks have no pixels, or nothing tells `(B, N)`.
+
+    Examples:
+      One image with one object: a click beside SAM's pad point, and a box as its two corners.
+
+      >>> click = make_prompts(points=jnp.array([[[[64.0, 80.0]]]]), labels=jnp.array([[[1]]]))
+      >>> click.labels.tolist()
+      [[[1, -1]]]
+      >>> box = make_prompts(boxes=jnp.array([[[10.0, 20.0, 90.0, 80.0]]]))
+      >>> box.points.tolist(), box.labels.tolist()
+      ([[[[10.0, 20.0], [90.0, 80.0]]]], [[[2, 3]]])
     """
     if (points is None) != (labels is None):
         raise ValueError("points and labels go together: give both or neither")

@@ -31,6 +31,10 @@ def parse_mesh(shape: str) -> dict[str, int]:
 
     Raises:
       ValueError: Not `AXIS=SIZE` with commas, of the three axes, each at most once.
+
+    Examples:
+      >>> parse_mesh("data=2,fsdp=4")
+      {'data': 2, 'fsdp': 4}
     """
     told = [part.split("=") for part in shape.split(",")] if shape else []
     good = all(len(p) == 2 and p[0] in AXES and p[1].isdecimal() and int(p[1]) for p in told)

@@ -43,6 +43,14 @@ def match(rules: Rules[T], paths: Sequence[str]) -> dict[str, T]:
     Raises:
       ValueError: A path that no rule covers, or a rule that decides no path (a typo; only a final
         `.*` may be idle). Both are named.
+
+    Examples:
+      >>> rules = (("decoder/.*", True), (".*", False))
+      >>> match(rules, ["decoder/kernel", "encoder/kernel"])
+      {'decoder/kernel': True, 'encoder/kernel': False}
+      >>> match((("decoder/.*", True),), ["decoder/kernel", "encoder/kernel"])
+      Traceback (most recent call last):
+      ValueError: no rule covers 'encoder/kernel'; rules: ['decoder/.*']
     """
     used: set[int] = set()
     values: dict[str, T] = {}
@@ -60,7 +68,13 @@ def match(rules: Rules[T], paths: Sequence[str]) -> dict[str, T]:
 
 
 def partition(tree: Tree, rules: Rules[bool]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`(chosen, rest)`: two nested trees that share no leaf and together hold all of `tree`."""
+    """`(chosen, rest)`: two nested trees that share no leaf and together hold all of `tree`.
+
+    Examples:
+      >>> weights = {"decoder": {"kernel": 1.0}, "encoder": {"kernel": 2.0}}
+      >>> partition(weights, (("decoder/.*", True), (".*", False)))
+      ({'decoder': {'kernel': 1.0}}, {'encoder': {'kernel': 2.0}})
+    """
     flat = flatten(tree)
     chosen = match(rules, list(flat))
     return (

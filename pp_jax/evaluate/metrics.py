@@ -49,7 +49,15 @@ class Metric(NamedTuple):
 
 
 def dice(prediction: Bool[np.ndarray, "H W"], target: Bool[np.ndarray, "H W"]) -> float:
-    """`2 |A and B| / (|A| + |B|)`, in [0, 1]; 1 when both masks are empty, 0 when one is."""
+    """`2 |A and B| / (|A| + |B|)`, in [0, 1]; 1 when both masks are empty, 0 when one is.
+
+    Examples:
+      >>> marked = np.array([[True, True, False, False]])
+      >>> float(dice(marked, np.array([[False, True, True, False]])))
+      0.5
+      >>> float(dice(~marked & marked, ~marked & marked))
+      1.0
+    """
     check_sizes(prediction, target)
     total = np.count_nonzero(prediction) + np.count_nonzero(target)
     return 2 * np.count_nonzero(prediction & target) / total if total else 1.0

@@ -84,6 +84,15 @@ def interval(
     Raises:
       ValueError: No value, a value that is missing or not finite, not one patient (and seed) for
         each, or a patient who has more images under one seed than under another.
+
+    Examples:
+      The patient of two images counts once.
+
+      >>> found = interval([0.9, 0.7, 0.4, 0.6], ["ann", "ann", "bob", "eve"])
+      >>> round(found.mean, 3), found.images, found.patients
+      (0.6, 4, 3)
+      >>> round(found.low, 3), round(found.high, 3)
+      (0.4, 0.8)
     """
     table, images = _table(values, patients, seeds)
     weights = _seed_weights(table.shape[1], samples=samples, seed=seed)
@@ -178,6 +187,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Each p after Holm's step-down correction for all that are there; None stays None.
 
     Holm, "A simple sequentially rejective multiple test procedure", 1979.
+
+    Examples:
+      >>> holm([0.04, 0.01, None])
+      [0.04, 0.02, None]
     """
     there = sorted((p, at) for at, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)

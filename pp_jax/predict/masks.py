@@ -130,7 +130,14 @@ def box_nms(
 
 
 def encode_rle(mask: Bool[np.ndarray, "H W"]) -> Rle:
-    """The mask's run lengths."""
+    """The mask's run lengths.
+
+    Examples:
+      Columns are read from the left, each from the top; the first run is of background.
+
+      >>> encode_rle(np.array([[False, True], [True, True]]))
+      {'size': [2, 2], 'counts': [1, 3]}
+    """
     pixels = mask.T.reshape(-1)
     changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
     counts = np.diff(np.concatenate([[0], changes, [pixels.size]])).tolist()

@@ -44,7 +44,14 @@ def parse(spec: str) -> tuple[Chain, ...]:
 
 
 def canonical(spec: str) -> str:
-    """The spec with all parameters and defaults written out: what a cache key must hold."""
+    """The spec with all parameters and defaults written out: what a cache key must hold.
+
+    Examples:
+      >>> canonical("median:5>clahe:clip=3")
+      'median:aperture=5>clahe:clip=3.0:tiles=8'
+      >>> canonical("canny,log")
+      'canny:low=50.0:high=150.0:aperture=3:norm=l1,log:sigma=2.0'
+    """
     return ",".join(">".join(map(str, chain)) for chain in parse(spec))
 
 

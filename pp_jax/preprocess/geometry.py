@@ -35,6 +35,12 @@ def resized_shape(
 
     Raises:
       ValueError: A side would become 0.
+
+    Examples:
+      >>> resized_shape(2000, 1600, longest=1024)
+      (1024, 819)
+      >>> resized_shape(2000, 1600, longest=1024, fit="square")
+      (1024, 1024)
     """
     if fit == "square":
         return longest, longest
@@ -140,6 +146,11 @@ def boxes_to_model(
     """Boxes of the original frame in the model frame, each axis scaled by new / old.
 
     Equals the official `ResizeLongestSide.apply_boxes`; both sizes are (height, width).
+
+    Examples:
+      >>> box = np.array([[100.0, 200.0, 300.0, 400.0]])
+      >>> boxes_to_model(box, original=(2000, 1600), resized=(1000, 800)).tolist()
+      [[50.0, 100.0, 150.0, 200.0]]
     """
     return _scaled(boxes, new=resized, old=original)
 
