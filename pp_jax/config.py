@@ -348,6 +348,10 @@ def command(config: TrainConfig) -> str:
 
     Raises:
       ValueError: As `resolve`.
+
+    Examples:
+      >>> command(TrainConfig(filter="clahe>sobel", fusion="blend", steps=50))
+      "python train.py --filter 'clahe>sobel' --fusion blend --steps 50"
     """
     # A preset's flags are told one by one: beside its name, one set back to the default is lost.
     told = dataclasses.replace(config, force=False, preset="", resume="", plan="")
