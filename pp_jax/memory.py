@@ -1,6 +1,8 @@
 """The memory that a run computes in."""
 
 import ctypes
+import multiprocessing
+import os
 import re
 from pathlib import Path
 
@@ -30,13 +32,37 @@ def keep_freed_memory() -> bool:
 
 
 def peak_memory() -> str:
-    """The most memory that was held so far, in words: of the process, and of the fullest device."""
-    import jax  # Only here: programs in torch keep freed memory too, and are measured without jax.
+    """The most memory that was held so far, in words; see `peaks`."""
+    return ", ".join(peaks()) or "unknown on this system"
 
-    status = Path("/proc/self/status")
+
+def peaks(*, devices: bool = True) -> list[str]:
+    """The most memory that was held so far, in words: of processes, and of the fullest device.
+
+    The processes are this one and those that it started for its work. What the system does not tell
+    is missing.
+
+    Args:
+      devices: Whether to ask jax, which then takes hold of the devices.
+    """
+    pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    told = []
+    if held := sum(map(_resident, pids)):
+        told.append(f"{held / 2**20:.1f} GiB resident")
+    if devices:
+        import jax  # Only here: programs in torch keep freed memory too, and are measured without.
+
+        stats = [device.memory_stats() or {} for device in jax.local_devices()]
+        most = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+        told += [f"{max(most) / 2**30:.1f} GiB on a device"] if most else []
+    return told
+
+
+def _resident(pid: int | None) -> int:
+    """KiB that a process held at most; 0 where that is not known."""
     # Not `ru_maxrss`, which a process inherits from the one that started it.
-    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.exists() else None
-    told = f"{int(found[1]) / 2**20:.1f} GiB resident" if found else "unknown on this system"
-    held = [device.memory_stats() or {} for device in jax.local_devices()]
-    peaks = [stats["peak_bytes_in_use"] for stats in held if "peak_bytes_in_use" in stats]
-    return f"{told}, {max(peaks) / 2**30:.1f} GiB on a device" if peaks else told
+    try:
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
