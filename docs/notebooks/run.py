@@ -2,9 +2,9 @@
 
 NAME is a notebook, or the beginning of the name of one that lies here, such as `00`; without one,
 all are executed. With `--clean` they run as a newcomer's: in an empty folder, from an environment
-of their own, into which their first cell puts a clone of what is committed here. `PP_QUICK=1` stands
-for tiny settings. A cell that fails ends it all, with its source and its error; so does a command of
-a cell that fails.
+of their own, into which their first cell puts a clone of what is committed here. `PP_QUICK=1`
+stands for tiny settings. A cell that fails ends it all, with its source and its error; so does a
+command of a cell that fails.
 """
 
 import argparse
