@@ -9,6 +9,7 @@ command of a cell that fails.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -47,16 +48,19 @@ def execute(path: Path, *, folder: Path, limit: int = LIMIT) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(_STRICT))
-    client = NotebookClient(
-        notebook,
-        timeout=limit,
-        startup_timeout=limit,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        config=Config(KernelManager={"transport": "ipc"}),  # No ports for others to listen at.
-    )
     began = time.monotonic()
-    client.execute()
+    with tempfile.TemporaryDirectory() as private:
+        # Sockets in a folder of ours: no port that others of the machine could listen at.
+        sockets = Config(KernelManager={"transport": "ipc", "ip": f"{private}/kernel"})
+        client = NotebookClient(
+            notebook,
+            timeout=limit,
+            startup_timeout=limit,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
+            config=sockets,
+        )
+        client.execute()
     if (took := time.monotonic() - began) > limit:
         raise TimeoutError(f"{path.name}: {took:.0f} s, of {limit} at most")
 
@@ -70,7 +74,8 @@ def execute_all(paths: Sequence[Path], *, folder: Path) -> int:
         try:
             execute(path, folder=folder)
         except (CellExecutionError, DeadKernelError, TimeoutError) as error:
-            print(f"{path.name} failed:\n{error}", file=sys.stderr)
+            text = re.sub(r"\x1b\[[\d;]*m", "", str(error))  # Without colours.
+            print(f"{path.name} failed:\n{text}", file=sys.stderr)
             return 1
         print(f"{path.name}: {time.monotonic() - began:.0f} s", flush=True)
     return 0
