@@ -64,7 +64,7 @@ Served = Mapping[Path, frozenset[str]]  # The images that each run may be scored
 def main() -> None:
     """Evaluate as the command line says."""
     jobs.end_with_parent()
-    with cli.one_line_errors():
+    with cli.one_line_errors(less_memory=cli.SMALLER):
         asked = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=CHECKED)
         cli.require_clone()
         mesh = sharding.make_mesh(cli.devices(asked.device)[:1])

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from pp_jax.config import TrainConfig, look_of
 from pp_jax.evaluate import ablation, adaptive, files
 from pp_jax.evaluate.sections import Section
 from pp_jax.finetune import (
+    dry_run,
     grid,
     loop,
     losses,
@@ -66,13 +67,17 @@ CHECKED = SPECS | {
     "ablation": (ablations.check, ablations.about(ABLATIONS)),
 }
 
+LESS_MEMORY = (
+    "give a smaller --batch, --accumulate 2 or more (the batch in parts, the same gradient), "
+    "--remat, a smaller --image-size, --dtype bfloat16, or --mesh fsdp=N on several devices"
+)
 ALIASES = {"prompting": "--prompt", "variant": "--model"}  # As eval.py calls what it asks with.
 
 
 def main() -> None:
     """Train as the command line says."""
     jobs.end_with_parent()
-    with cli.one_line_errors():
+    with cli.one_line_errors(less_memory=LESS_MEMORY):
         if name := cli.told("--ablation"):
             ablate(name)
             return
@@ -109,6 +114,9 @@ def main() -> None:
         opened = sources.open_sets(sets, limit=settings.limit)
         shares = share_out(settings, opened)
         tell_exceptions(settings, opened, shares)
+        if settings.dry_run:
+            say(foresee(start.folds_of(settings), shares, mesh=mesh))
+            return
         for own, share in zip(start.of_folds(settings), shares, strict=True):
             train_one(own, share, mesh=mesh)
 
@@ -182,11 +190,7 @@ class Share(NamedTuple):
 
 def train_one(settings: TrainConfig, share: Share, *, mesh: Mesh) -> None:
     """Brings one run to its last step."""
-    counts = (
-        f"{part}: {len(share.records[part])} images, {len(share.patients[part])} patients"
-        for part in splits.PARTS
-    )
-    say(", ".join(counts))
+    say(counted(share))
     feed = make_feed(settings, share.records)
     images = {part: [record.id for record in own] for part, own in share.records.items()}
     marked = outlines.outlines(share.records["train"])
@@ -200,6 +204,25 @@ def train_one(settings: TrainConfig, share: Share, *, mesh: Mesh) -> None:
     loop.fit(run, settings, feed, mesh=mesh)
     runs.write_card(run, settings)
     say(f"{run}: done. Score it with `python eval.py --checkpoint {run}`")
+
+
+def counted(share: Share) -> str:
+    """Images and patients of each part."""
+    counts = (
+        f"{part}: {len(share.records[part])} images, {len(share.patients[part])} patients"
+        for part in splits.PARTS
+    )
+    return ", ".join(counts)
+
+
+def foresee(settings: Sequence[TrainConfig], shares: Sequence[Share], *, mesh: Mesh) -> str:
+    """What the runs would do; nothing is written."""
+    said = [f"{own.out}: {counted(share)}" for own, share in zip(settings, shares, strict=True)]
+    feeds = [make_feed(o, s.records) for o, s in zip(settings, shares, strict=True)]
+    kept = [partial(foresee_embeddings, o, s) for o, s in zip(settings, shares, strict=True)]
+    embedded_ = kept if settings[0].embeddings else []
+    told = dry_run.describe(settings, feeds, mesh=mesh, embedded=embedded_)
+    return "\n".join([*said, told])
 
 
 def say(line: str) -> None:
@@ -339,12 +362,7 @@ def embed(
     """The feed with the embeddings of all its images, of which those not on disk are computed."""
     features = embedded.embed(
         [*parts["train"], *parts["validation"]],
-        cache.open_cache(
-            Path(settings.cache_dir),
-            about={**embedder.about, "reader": embedded.READER},
-            shape=embedder.shape,
-            dtype=settings.embeddings,
-        ),
+        cache.open_cache(Path(settings.cache_dir), **contents(settings, embedder)),
         embedder.compute,
         side=models.config_of(settings.variant, settings.image_size).image_size,
         fit=PREPARATIONS[settings.preprocess].fit,
@@ -353,6 +371,21 @@ def embed(
         **cli.process_share(),
     )
     return make_feed(settings, parts, features)
+
+
+def contents(settings: TrainConfig, embedder: Embedder) -> dict[str, Any]:
+    """What the cache of a run holds."""
+    about = {**embedder.about, "reader": embedded.READER}
+    return {"about": about, "shape": embedder.shape, "dtype": settings.embeddings}
+
+
+def foresee_embeddings(
+    settings: TrainConfig, share: Share, embedder: Embedder, seconds: float
+) -> str:
+    """What `embed` would do, an image taking so many seconds."""
+    held = cache.find_cache(Path(settings.cache_dir), **contents(settings, embedder))
+    images = [*share.records["train"], *share.records["validation"]]
+    return embedded.foresee(images, held, seconds=seconds)
 
 
 if __name__ == "__main__":

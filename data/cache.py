@@ -66,17 +66,37 @@ def open_cache(
       CacheError: A damaged file.
       ValueError: Another dtype.
     """
+    cache, text = _find(parent, about=about, shape=shape, dtype=dtype)
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    if not (cache.folder / ABOUT).is_file():
+        _write(cache.folder / ABOUT, text.encode())
+    return open_again(cache)
+
+
+def find_cache(
+    parent: Path, *, about: Mapping[str, Any], shape: tuple[int, ...], dtype: str
+) -> Cache:
+    """What `open_cache` would give, with nothing made or removed; empty where there is none yet.
+
+    Raises:
+      CacheError, ValueError: As `open_cache`.
+    """
+    cache, _ = _find(parent, about=about, shape=shape, dtype=dtype)
+    return cache._replace(places=_places(cache.folder))
+
+
+def _find(
+    parent: Path, *, about: Mapping[str, Any], shape: tuple[int, ...], dtype: str
+) -> tuple[Cache, str]:
+    """The cache without its places, and what says of what it is."""
     if dtype not in _DTYPES:
         raise ValueError(f"dtype {dtype!r}: choose {' or '.join(_DTYPES)}")
     about = {**about, "shape": list(shape), "dtype": dtype}
     text = json.dumps(about, indent=2, sort_keys=True)
     folder = Path(parent) / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / ABOUT).is_file():
-        _write(folder / ABOUT, text.encode())
-    elif (folder / ABOUT).read_text() != text:
+    if (folder / ABOUT).is_file() and (folder / ABOUT).read_text() != text:
         raise CacheError(f"{folder / ABOUT}: damaged; delete {folder}, it is made anew")
-    return open_again(Cache(folder, tuple(shape), dtype, {}))
+    return Cache(folder, tuple(shape), dtype, {}), text
 
 
 def open_again(cache: Cache) -> Cache:
@@ -86,11 +106,15 @@ def open_again(cache: Cache) -> Cache:
         with contextlib.suppress(FileNotFoundError):
             if time.time() - partial.stat().st_mtime > _STALE:
                 partial.unlink()
+    return cache._replace(places=_places(cache.folder))
+
+
+def _places(folder: Path) -> dict[str, tuple[str, int]]:
     places = {}
-    for index in sorted(cache.folder.glob("*.json")):
+    for index in sorted(folder.glob("*.json")):
         if index.name != ABOUT:
             places |= {name: (index.stem, row) for row, name in enumerate(_names(index))}
-    return cache._replace(places=places)
+    return places
 
 
 def add(cache: Cache, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> Cache:

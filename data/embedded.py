@@ -1,7 +1,6 @@
 """Embeddings of a data set's images: what is not on disk yet is computed, all others are read."""
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +13,11 @@ from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
 from data.cache import Cache, add, open_again, read
+from data.files import File, free_space
 from data.images import read_any
 from data.pipeline import Cut
 from data.records import Record
+from pp_jax import outlook
 from pp_jax.preprocess import geometry, roi
 
 Compute = Callable[
@@ -71,15 +72,14 @@ def embed(
       OSError: Too little space, or an image that cannot be opened.
       ImageError, DicomError: An image that cannot be read.
     """
-    names, images = {}, {}
-    for record in tqdm(records, desc="looking for embeddings", unit="image", delay=2, leave=False):
-        names[record.id] = hashlib.sha256(record.image.read_bytes()).hexdigest()
-        images.setdefault(names[record.id], record.image)
+    names, images = _by_content(records)
     is_there = np.array([name in cache.places for name in images], bool)
     if process_count > 1:  # All compute together, so all must miss the same.
         is_there = np.asarray(multihost_utils.broadcast_one_to_all(is_there))
     missing = [name for name, held in zip(images, is_there, strict=True) if not held]
-    _announce(cache, missing=len(missing), total=len(images), hidden=process_index > 0)
+    told = _announce(cache, missing=len(missing), total=len(images))
+    if process_index == 0:
+        print(told)
 
     def canvas(name: str | None) -> tuple[UInt8[np.ndarray, "S S 3"], tuple[int, int]]:
         if name is None:
@@ -98,6 +98,8 @@ def embed(
     ):
         pending: dict[str, np.ndarray] = {}
         begun = time.monotonic()
+        quiet: Callable[[str], object] = (lambda text: None) if hidden else tqdm.write
+        tell = outlook.watch(len(missing), "images", devices=True, say=quiet)
         try:
             for number, drawn in enumerate(_in_batches(threads, canvas, own, share)):
                 found = compute(
@@ -107,6 +109,7 @@ def embed(
                 chosen = own[number * share : (number + 1) * share]
                 pending |= {n: f for n, f in zip(chosen, found, strict=True) if n is not None}
                 bar.update(min(batch, len(missing) - bar.n))
+                tell(min((number + 1) * batch, len(missing)))
                 if len(pending) >= _SHARD or time.monotonic() - begun > _SECONDS:
                     cache, pending, begun = add(cache, pending), {}, time.monotonic()
         finally:
@@ -116,6 +119,32 @@ def embed(
         multihost_utils.sync_global_devices("embeddings written")
         cache = open_again(cache)
     return Embedded(cache, names)
+
+
+def foresee(records: Sequence[Record], cache: Cache, *, seconds: float) -> str:
+    """What `embed` would do, in words; nothing is written.
+
+    Args:
+      records: As in `embed`.
+      cache: From `cache.find_cache`.
+      seconds: Of one image.
+
+    Raises:
+      OSError: Too little space, or an image that cannot be opened.
+    """
+    _, images = _by_content(records)
+    missing = sum(name not in cache.places for name in images)
+    told = _announce(cache, missing=missing, total=len(images))
+    return f"{told}, about {outlook.in_words(missing * seconds)}" if missing else told
+
+
+def _by_content(records: Sequence[Record]) -> tuple[dict[str, str], dict[str, File]]:
+    """The name of each record in a cache, and a file of each name."""
+    names, images = {}, {}
+    for record in tqdm(records, desc="looking for embeddings", unit="image", delay=2, leave=False):
+        names[record.id] = hashlib.sha256(record.image.read_bytes()).hexdigest()
+        images.setdefault(names[record.id], record.image)
+    return names, images
 
 
 def _in_batches(
@@ -131,16 +160,15 @@ def _in_batches(
         yield [future.result() for future in futures]
 
 
-def _announce(cache: Cache, *, missing: int, total: int, hidden: bool) -> None:
-    """Prints what is there and what is to come, or raises before a disk is filled in vain."""
-    need, free = missing * cache.bytes_each, shutil.disk_usage(cache.folder).free
-    if not hidden:
-        print(
-            f"embeddings: {total - missing} of {total} images are in {cache.folder}; {missing} are "
-            f"computed now, {need / 2**30:.2f} GiB in {cache.dtype}"
-        )
+def _announce(cache: Cache, *, missing: int, total: int) -> str:
+    """What is there and what is to come, before a disk is filled in vain."""
+    need, free = missing * cache.bytes_each, free_space(cache.folder)
     if need > free:
         raise OSError(
             f"{cache.folder}: {need / 2**30:.1f} GiB of embeddings, {free / 2**30:.1f} GiB free: "
             "choose another --cache-dir, --embeddings bfloat16, or a --limit"
         )
+    return (
+        f"embeddings: {total - missing} of {total} images are in {cache.folder}; {missing} are "
+        f"computed now, {need / 2**30:.2f} GiB in {cache.dtype}"
+    )

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import shutil
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -93,6 +94,13 @@ def members(archive: Path) -> tuple[Member, ...]:
             return tuple(Member(archive, x.filename) for x in opened.infolist() if not x.is_dir())
     except zipfile.BadZipFile as error:
         raise ValueError(f"{archive}: not a whole zip archive ({error}); get it again") from error
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free where a folder is, or would be made."""
+    return shutil.disk_usage(
+        next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    ).free
 
 
 # Threads may share it, as `zipfile` locks; a forked process would move this one's position.

@@ -4,17 +4,19 @@ import contextlib
 import hashlib
 import io
 import shutil
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tyro
 
 from data.builder import PixelPerfect
 from data.examples import encode, serialize
+from data.files import free_space
 from data.prepared import (
     REPORT,
     is_prepared,
@@ -26,6 +28,7 @@ from data.prepared import (
 from data.records import Record
 from data.shards import UNFINISHED, Job, Shard, is_full, kind, plan, read_shard, write_shards
 from data.sources import DATASETS, open_dataset
+from pp_jax import outlook
 
 _PROBES = 8  # Images encoded to estimate the size of all.
 _RESERVE = 1.1  # Of the estimate, to be free before it starts.
@@ -55,6 +58,8 @@ class Prepare:
     """Processes that decode; 0: this one."""
     keep_going: bool = False
     """Finish even if more than 10 % of the images cannot be read."""
+    dry_run: bool = False
+    """Say how much there is to do and about how long it takes, and stop."""
 
 
 def run(settings: Prepare) -> None:
@@ -78,6 +83,9 @@ def run(settings: Prepare) -> None:
     key = hashlib.sha256("".join([name, *(job.key for job in jobs)]).encode()).hexdigest()
     if _is_there(out, key):
         print(f"{out} holds this set already:\n\n{(out / REPORT).read_text(encoding='utf-8')}")
+        return
+    if settings.dry_run:
+        print(_foresee(jobs, out, workers=settings.workers))
         return
     (partial / "shards").mkdir(parents=True, exist_ok=True)
     for left in (partial / "shards").glob(f"*{UNFINISHED}"):
@@ -127,45 +135,59 @@ def _one_line_if_full(jobs: Sequence[Job], out: Path, partial: Path) -> Iterator
         if not is_full(error):
             raise
         raise OSError(
-            f"{out}: no space left: about {_size(_unwritten(jobs)[1])} more are needed, "
-            f"{_size(shutil.disk_usage(partial).free)} are free; make room and start the same "
+            f"{out}: no space left: about {_size(_unwritten(jobs).bytes)} more are needed, "
+            f"{_size(free_space(partial))} are free; make room and start the same "
             f"command again: it goes on from what is finished in {partial}"
         ) from error
 
 
 def _check_space(jobs: Sequence[Job], out: Path) -> None:
     """Print what is needed; an OSError if the disk has less."""
-    images = sum(len(job.records) for job in jobs)
-    left, need = _unwritten(jobs)
-    finished = f", {images - left:,} of them finished" if left < images else ""
-    free = shutil.disk_usage(jobs[0].path.parent).free
-    print(
-        f"{images:,} images{finished}: about {_size(need)} to write to {out}, {_size(free)} free",
-        flush=True,
-    )
-    if need * _RESERVE > free:
+    left = _unwritten(jobs)
+    print(_need(jobs, left, out), flush=True)
+    free = free_space(out)
+    if left.bytes * _RESERVE > free:
         raise OSError(
-            f"{out}: about {_size(need * _RESERVE)} are needed, {_size(free)} are free; make room, "
-            "choose a folder on another disk with --out, or take fewer patients with --limit"
+            f"{out}: about {_size(left.bytes * _RESERVE)} are needed, {_size(free)} are free; make "
+            "room, choose a folder on another disk with --out, or take fewer patients with --limit"
         )
 
 
-def _unwritten(jobs: Sequence[Job]) -> tuple[int, float]:
-    """How many images are in no finished shard, and about how many bytes they will take."""
+def _foresee(jobs: Sequence[Job], out: Path, *, workers: int) -> str:
+    """What a preparation would do."""
+    left = _unwritten(jobs)
+    patients = len({record.patient for job in jobs for record in job.records})
+    processes = min(max(1, workers), len(jobs))
+    took = outlook.in_words(left.seconds / processes)
+    return f"{patients:,} patients, {_need(jobs, left, out)}; about {took} in {processes} processes"
+
+
+class _Left(NamedTuple):
+    """What is in no finished shard; bytes and seconds of one process by those of a few images."""
+
+    images: int
+    bytes: float
+    seconds: float
+
+
+def _need(jobs: Sequence[Job], left: _Left, out: Path) -> str:
+    images = sum(len(job.records) for job in jobs)
+    finished = f", {images - left.images:,} of them finished" if left.images < images else ""
+    size, free = _size(left.bytes), _size(free_space(out))
+    return f"{images:,} images{finished}: about {size} to write to {out}, {free} free"
+
+
+def _unwritten(jobs: Sequence[Job]) -> _Left:
     left = [
         record for job in jobs if read_shard(job, verify=False) is None for record in job.records
     ]
-    return len(left), len(left) * _mean_bytes(left)
-
-
-def _mean_bytes(records: Sequence[Record]) -> float:
-    """Of an example; 0 if none of a few can be read."""
-    sizes = []
-    for record in records[:: max(1, len(records) // _PROBES)]:
+    sizes, begun = [], time.perf_counter()
+    for record in left[:: max(1, len(left) // _PROBES)]:
         with contextlib.suppress(ValueError, OSError), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             sizes.append(len(serialize(encode(record)[0])))
-    return sum(sizes) / max(1, len(sizes))
+    each = len(left) / max(1, len(sizes))
+    return _Left(len(left), sum(sizes) * each, (time.perf_counter() - begun) * each)
 
 
 def _check_skipped(shards: Sequence[Shard], *, keep_going: bool) -> None:

@@ -24,6 +24,7 @@ from data.examples import encode, serialize
 from data.files import File, Member
 from data.prepared import FORMAT, describe, sha256
 from data.records import Record
+from pp_jax import outlook
 
 # Images per shard: a kill costs some seconds of work, RSNA has 209 files, and a set of 100 images
 # keeps several processes busy.
@@ -93,9 +94,16 @@ def write_shards(jobs: Sequence[Job], *, workers: int) -> list[Shard]:
         finished stay.
     """
     images = sum(len(job.records) for job in jobs)
+    found = sum(len(job.records) for job in jobs if read_shard(job, verify=False) is not None)
+    watch = outlook.watch(images - found, "images")
+
+    def advance(count: int) -> None:
+        bar.update(count)
+        watch(bar.n - found)  # What is found comes first, and is only read.
+
     with tqdm(total=images, unit="image", desc="prepare") as bar:
         if not workers:
-            return [_shard(job, advance=bar.update) for job in jobs]
+            return [_shard(job, advance=advance) for job in jobs]
         written: dict[int, Shard] = {}
         # Spawned, not forked: the caller may have started JAX, whose threads do not survive a fork.
         context = multiprocessing.get_context("spawn")
@@ -105,7 +113,7 @@ def write_shards(jobs: Sequence[Job], *, workers: int) -> list[Shard]:
         )
         try:
             waiting = {pool.submit(_in_worker, job): place for place, job in enumerate(jobs)}
-            for future in _ended(waiting, counter, bar):
+            for future in _ended(waiting, lambda: advance(counter.value - bar.n)):
                 written[waiting[future]] = future.result()
         except BrokenProcessPool as error:
             raise OSError(
@@ -127,11 +135,11 @@ def kind(warning: str) -> str:
     return re.sub(r"(?<![\w.])-?\d+(\.\d+)?(e[+-]\d+)?(?![\w-])", "#", " ".join(warning.split()))
 
 
-def _ended(waiting: dict[Future, int], counter: Synchronized, bar: tqdm) -> Iterator[Future]:
+def _ended(waiting: dict[Future, int], tick: Callable[[], None]) -> Iterator[Future]:
     left = set(waiting)
     while left:
         done, left = wait(left, timeout=0.5, return_when=FIRST_COMPLETED)
-        bar.update(counter.value - bar.n)
+        tick()
         yield from done
 
 

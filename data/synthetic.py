@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data import rsna
 from data.phantom import Anatomy, Phantom, draw_anatomy, draw_phantom
 from data.records import tight_boxes
+from pp_jax import outlook
 
 VERSION = 1  # Of the pictures: raise it when the same seed draws others.
 RECIPE = "generator.json"
@@ -75,7 +76,8 @@ def generate(
     try:
         patients = _group(images, seed)
         draw = partial(_draw, unfinished, seed, side)
-        written = list(tqdm(_spread(draw, patients, workers), total=images, desc="X-rays"))
+        drawn = tqdm(_spread(draw, patients, workers), total=images, desc="X-rays")
+        written = list(outlook.watched(drawn, images, "images", devices=False))
         _write_tables(unfinished, written, patients)
         (unfinished / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
         unfinished.replace(folder)

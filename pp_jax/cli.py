@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,25 +128,52 @@ def _with_alias(type_: Any, alias: str | None) -> Any:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors(*, less_memory: str = "take fewer or smaller images") -> Iterator[None]:
     """A user's mistake (`ValueError`, `OSError`) ends in one line on stderr and exit code 2.
 
-    So does a training that diverged (`FloatingPointError`). A warning is one line, too.
-    `PP_TRACEBACK=1` shows the traceback instead.
+    So do a training that diverged (`FloatingPointError`) and memory that ran out, of the machine or
+    of a device. A warning is one line, too. `PP_TRACEBACK=1` shows the traceback instead.
+
+    Args:
+      less_memory: What to do where memory ran out.
     """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             yield
-    except (ValueError, OSError, FloatingPointError) as error:
-        if os.environ.get("PP_TRACEBACK"):
+    except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+        wanted = _memory_ran_out(error)
+        if os.environ.get("PP_TRACEBACK") or (isinstance(error, RuntimeError) and not wanted):
             raise
-        text = " ".join(str(error).split())
+        text = f"out of memory ({wanted}): {less_memory}" if wanted else _in_one_line(error)
         print(f"error: {text}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return f"{error.filename}: no such file or folder; check the path"
+    return " ".join(str(error).split())
+
+
+def _memory_ran_out(error: Exception) -> str:
+    """What wanted memory that was not there; empty for another error."""
+    text = str(error)
+    if isinstance(error, RuntimeError):  # XLA's, of a device; on CPUs that is the machine.
+        text = text.partition(_EXHAUSTED)[2]
+    elif not isinstance(error, MemoryError):
+        return ""
+    elif not text:
+        text = "of the machine"
+    return textwrap.shorten(text.lstrip(": "), _LONGEST, placeholder=" ...")  # Tables may follow.
+
+
+# Of a front that only asks a model.
+SMALLER = "give a smaller --image-size, --dtype bfloat16, or one model instead of several at once"
+_EXHAUSTED, _LONGEST = "RESOURCE_EXHAUSTED", 150
 
 
 def _show_warning(message: Any, category: Any, filename: Any, lineno: Any, *rest: Any) -> None:

@@ -187,6 +187,8 @@ class TrainConfig:
     """Of the split, the order, the prompts and random weights."""
     force: bool = False
     """Move an old run with other settings aside, instead of refusing."""
+    dry_run: bool = False
+    """Say what would be done and about how long it takes, and stop; nothing is written."""
 
 
 # Networks that read an image, and a box at most. Their table is `pp_jax.baselines.segmenter`'s.
@@ -210,6 +212,7 @@ _NOT_THE_RUN = frozenset(
         "out",
         "device",
         "force",
+        "dry_run",
         "workers",
         "keep",
         "cache_dir",
@@ -354,7 +357,7 @@ def command(config: TrainConfig) -> str:
       "python train.py --filter 'clahe>sobel' --fusion blend --steps 50"
     """
     # A preset's flags are told one by one: beside its name, one set back to the default is lost.
-    told = dataclasses.replace(config, force=False, preset="", resume="", plan="")
+    told = dataclasses.replace(config, force=False, dry_run=False, preset="", resume="", plan="")
     plain = TrainConfig(variant=told.variant)
     if told.fold is not None:
         told = dataclasses.replace(told, out=told.out.removesuffix(f"/fold{told.fold}"))

@@ -3,14 +3,19 @@
 import dataclasses
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 import train
 from pp_jax import cli, presets
+from pp_jax.config import TrainConfig
+from pp_jax.eval_config import EvalConfig
+from pp_jax.predict.__main__ import Predict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -147,7 +152,11 @@ def test_of_several_processes_the_first_speaks(
     ("error", "line"),
     [
         (ValueError("--lr -1:\n  must be   positive"), "error: --lr -1: must be positive\n"),
-        (FileNotFoundError(2, "No such file", "a.csv"), "error: [Errno 2] No such file: 'a.csv'\n"),
+        (
+            FileNotFoundError(2, "No such file", "a.csv"),
+            "error: a.csv: no such file or folder; check the path\n",
+        ),
+        (FileNotFoundError("DIR: no such folder; get it"), "error: DIR: no such folder; get it\n"),
         (FloatingPointError("the loss is nan at step 3"), "error: the loss is nan at step 3\n"),
     ],
 )
@@ -158,6 +167,45 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
         raise error
     assert caught.value.code == 2
     assert capsys.readouterr() == ("", line)
+
+
+def too_much_for_jax() -> None:
+    jax.numpy.zeros(2**52, dtype="uint8").block_until_ready()
+
+
+def too_much_for_numpy() -> None:
+    np.empty(2**60, np.uint8)
+
+
+def nothing_said() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("ask", [too_much_for_jax, too_much_for_numpy, nothing_said])
+def test_memory_that_runs_out_is_one_line_that_says_what_to_do(
+    capsys: pytest.CaptureFixture, ask: Callable[[], None]
+) -> None:
+    with pytest.raises(SystemExit) as caught, cli.one_line_errors(less_memory="give --batch 1"):
+        ask()
+    assert caught.value.code == 2
+    assert re.fullmatch(
+        r"error: out of memory \(.{8,150}\): give --batch 1\n", capsys.readouterr().err
+    )
+
+
+def test_what_to_do_without_memory_names_flags_that_the_fronts_have() -> None:
+    for words, config in ((train.LESS_MEMORY, TrainConfig), (cli.SMALLER, EvalConfig)):
+        flags = set(re.findall(r"--([a-z-]+)", words))
+        assert len(flags) >= 2
+        assert flags <= {field.name.replace("_", "-") for field in dataclasses.fields(config)}
+    assert set(re.findall(r"--([a-z-]+)", cli.SMALLER)) <= {
+        field.name.replace("_", "-") for field in dataclasses.fields(Predict)
+    }
+
+
+def test_another_error_of_xla_keeps_its_traceback() -> None:
+    with pytest.raises(RuntimeError), cli.one_line_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
 
 
 def test_a_bug_of_ours_keeps_its_traceback() -> None:

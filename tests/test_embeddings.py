@@ -120,7 +120,7 @@ def test_what_changes_embeddings_is_refused(choices, named):
 
 def test_too_little_space_is_said_before_the_work(data, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("data.embedded.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     more = {"embeddings": "float32", "cache_dir": tmp_path / "cache"}
     ended = front("train.py", *flags(data, tmp_path / "run", **more))
     assert_refused(ended, "GiB of embeddings", "--cache-dir", "bfloat16")

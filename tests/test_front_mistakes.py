@@ -86,6 +86,63 @@ def test_folders_that_are_not_there_are_named(tmp_path):
     assert_refused(ended, str(tmp_path), "neither a run nor converted weights")
 
 
+@pytest.fixture
+def unconverted(converted, tmp_path):
+    """A file of torch's, alone and in a folder such as the hub's, and where it would be found."""
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text('{"model_type": "sam"}')
+    shutil.copy(converted.parent / "tiny.pth", tmp_path / "hub" / "model.pth")
+    return [tmp_path / "hub" / "model.pth", tmp_path / "hub"]
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_weights_that_are_not_converted_are_refused_with_the_command_that_does_it(
+    name, unconverted, data
+):
+    command = f"`python -m convert {unconverted[0]} checkpoints/model`"
+    for path in unconverted:
+        for flag in ("--checkpoint", "--init")[: 1 + (name == "train.py")]:
+            ended = front(name, flag, path, "--data-dir", data)
+            assert_refused(ended, f"{flag} {path}: weights that are not converted yet", command)
+
+
+def test_a_file_of_torch_beside_a_run_or_converted_weights_does_no_harm(run, converted, tmp_path):
+    for folder in (run, converted):
+        copy = Path(shutil.copytree(folder, tmp_path / folder.name))
+        (copy / "exported.pth").touch()
+        runs.refuse_unconverted(copy)
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_a_folder_without_rsnas_table_says_where_to_get_it(name, converted, tmp_path):
+    (tmp_path / "images").mkdir()
+    more = ("--checkpoint", converted, "--data", "rsna", "--data-dir", tmp_path)
+    missing = f"{tmp_path}/stage_2_train_labels.csv: no such file"
+    assert_refused(front(name, *more), missing, "`kaggle competitions download -c rsna-")
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_a_device_that_jax_does_not_see_says_what_to_install(name, converted):
+    absent = next(kind for kind in ("tpu", "gpu") if kind != jax.default_backend())
+    ended = front(name, "--checkpoint", converted, "--device", absent)
+    assert_refused(
+        ended, f"--device {absent}: jax {jax.__version__} sees no such device", "install"
+    )
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_memory_that_runs_out_names_the_flags_that_need_less(name, monkeypatch):
+    def fill(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(FRONTS[name].cli, "devices", fill)
+    asked = () if name == "train.py" else ("--checkpoint", "runs/none")
+    flags_ = ("--batch", "--accumulate", "--remat", "--mesh fsdp") if name == "train.py" else ()
+    ended = front(name, *asked)
+    assert_refused(ended, "out of memory (Out of memory allocating 9 bytes.): give", *flags_)
+    assert_refused(ended, "--image-size", "--dtype bfloat16")
+
+
 def test_large_variants_name_the_commands_that_get_their_weights(monkeypatch):
     for variant in ("vit_b", "vit_l", "vit_h"):
         if not Path("checkpoints", variant).exists():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import socket
 import struct
@@ -99,6 +100,30 @@ def test_the_bar_tells_loss_dice_and_images_per_second(tmp_path, capsys):
     assert "step 1 done, in 100.0 s" in text.out
     assert "2/9" in text.err
     assert "loss=1.000, dice=0.500, images/s=4]" in text.err
+
+
+def ahead(run, capsys, seconds, *, start=0):
+    """The line on which the first steps are told, of nine steps in all."""
+    with begin(run, start=start) as told:
+        for number, took in enumerate(seconds, start + 1):
+            told.step(step_row(number) | {"seconds": took})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "compiled" in line]
+    return line
+
+
+def test_a_long_training_tells_its_steps_time_and_memory_once(tmp_path, capsys):
+    line = ahead(tmp_path, capsys, [100.0, 50.0, 60.0])
+    told = r"compiled, and step 1 done, in 100\.0 s; 9 steps, about 8 min, \d+\.\d GiB resident.*"
+    assert re.fullmatch(told, line)  # 100 + 8 * 50 s.
+    line = ahead(tmp_path, capsys, [20.0, 30.0], start=3)
+    assert re.match(r"compiled, and step 4 done, in 20\.0 s; 6 steps, about 3 min, ", line)
+
+
+def test_a_short_training_tells_of_no_time_and_the_last_step_is_waited_for_by_none(
+    tmp_path, capsys
+):
+    assert ahead(tmp_path, capsys, [20.0, 3.0]) == "compiled, and step 1 done, in 20.0 s"
+    assert ahead(tmp_path, capsys, [59.0], start=8) == "compiled, and step 9 done, in 59.0 s"
 
 
 def test_another_process_tells_and_writes_nothing(tmp_path, capsys, monkeypatch):

@@ -4,9 +4,11 @@ import re
 import shutil
 from pathlib import Path
 
+import jax
 import pytest
 from PIL import Image
 
+from pp_jax.predict import __main__ as front
 from pp_jax.predict.__main__ import main
 from tests.predict_world import TOLD, failed, run, write_world
 
@@ -51,7 +53,7 @@ MISTAKES = {
         *("--auto", "--stability-score-thresh", "nan"),
     ),
     "--points-per-side 0: must be at least 1": ("--auto", "--points-per-side", 0),
-    "No such file or directory: 'nowhere.csv'": ("--boxes", "nowhere.csv"),
+    "error: nowhere.csv: no such file or folder; check the path": ("--boxes", "nowhere.csv"),
 }
 
 
@@ -142,6 +144,40 @@ def test_a_mask_prompt_of_another_size_is_one_clear_line(world, capsys) -> None:
     with pytest.raises(SystemExit, match="2"):
         run(world, *small_mask(world), images="images/a.png", out="bad")
     assert "a.png: mask prompt of 20 x 10 pixels for an image of 150 x 97" in failed(capsys)
+
+
+def test_weights_that_are_not_converted_name_the_command_that_does_it(world, capsys) -> None:
+    file = world / "sam_vit_b_01ec64.pth"
+    file.touch()
+    with pytest.raises(SystemExit, match="2"):
+        run(world, *BOX, weights=(file,), out="bad")
+    command = f"`python -m convert {file} checkpoints/sam_vit_b_01ec64` and give that folder"
+    assert f"{file}: weights that are not converted yet; run {command}" in failed(capsys)
+    file.unlink()
+
+
+def test_a_device_that_jax_does_not_see_says_what_to_install(world, capsys) -> None:
+    absent = next(kind for kind in ("tpu", "gpu") if kind != jax.default_backend())
+    with pytest.raises(SystemExit, match="2"):
+        run(world, *BOX, "--device", absent, out="bad")
+    assert f"--device {absent}: jax" in (line := failed(capsys))
+    assert "install" in line
+    assert not list(world.glob("bad*"))
+
+
+def test_memory_that_runs_out_names_the_flags_that_need_less(world, capsys, monkeypatch) -> None:
+    def fill(*args, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(front, "make_segment", fill)
+    with pytest.raises(SystemExit, match="2"):
+        run(world, *BOX, out="bad")
+    line = failed(capsys)
+    assert line.startswith(
+        "error: out of memory (Out of memory allocating 9 bytes.): give a smaller"
+    )
+    assert "--image-size" in line
+    assert not list(world.glob("bad*"))
 
 
 def test_what_is_not_an_older_output_is_never_replaced(world, capsys) -> None:

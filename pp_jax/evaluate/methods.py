@@ -59,6 +59,7 @@ class Method(NamedTuple):
     serves: Callable[[str], bool]  # Of a patient: a fold answers for its own test patients.
     open: Callable[[Sequence[Source]], Run]  # Given all images that it answers for.
     also: tuple[str, ...] = ()  # Protocols that it alone is asked under.
+    guesses: bool = False  # By no model: quickly.
 
 
 class Told(NamedTuple):
@@ -264,7 +265,7 @@ def guess(text: str, atlas_of: Callable[[str], Atlas], *, also: tuple[str, ...] 
                 masks = _refined(masks, steps, subject.image)
             yield _guessed(spec, protocol, masks, seconds=perf_counter() - start)
 
-    return Method(label_of(text), "", lambda patient: True, lambda sources: run, also)
+    return Method(label_of(text), "", lambda patient: True, lambda sources: run, also, True)
 
 
 def _unmarked(marks: Marks) -> bool:

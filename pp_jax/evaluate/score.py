@@ -7,9 +7,10 @@ import numpy as np
 from jaxtyping import Bool
 from tqdm import tqdm
 
+from pp_jax import outlook
 from pp_jax.evaluate import ambiguity, calibration, errors, journal, matching, spacing
 from pp_jax.evaluate.detection import Scored
-from pp_jax.evaluate.methods import Method, Outcome, Source
+from pp_jax.evaluate.methods import Method, Outcome, Run, Source
 from pp_jax.evaluate.metrics import emptiness, measure
 from pp_jax.evaluate.protocols import Drawn, Protocol, draw_marks, parse_protocol, to_plain
 from pp_jax.evaluate.subjects import CONFIDENCES, MODEL, Row, Subject
@@ -47,27 +48,43 @@ def score(
       seed: Of the prompts.
       stored: Prompts by protocol and image, to be used in place of drawn ones.
     """
-    total = sum(method.serves(source.patient) for method in methods for source in sources)
     contrasts: dict[tuple[str, str], list[float | None]] = {}
-    with tqdm(total=total, unit="image") as bar:
-        for method in methods:
-            bar.set_description(method.label[:32])
-            own = [source for source in sources if method.serves(source.patient)]
-            keys = [(method.label, method.seed, source.dataset, source.id) for source in own]
-            bar.update(sum(key in book.done for key in keys))
-            left = [(k, s) for k, s in zip(keys, own, strict=True) if k not in book.done]
-            # Given all of them: what is fitted on them is the same after an interruption.
-            run = method.open(own) if left else None
-            for key, source in left:
-                subject = source.read()
-                asked = dict.fromkeys([*protocols, *method.also])
-                drawn = _draw(subject, asked, seed=seed, stored=stored)
-                if key[2:] not in contrasts:
-                    contrasts[key[2:]] = _contrasts(subject)
-                line = _line(method, subject, drawn, run(subject, drawn), contrasts[key[2:]])
-                journal.write_line(book, key, line)
-                bar.update()
+    asked = [(m, s) for m in methods for s in sources if m.serves(s.patient)]
+    done = [(m, s) for m, s in asked if _key(m, s) in book.done]
+    # Models are asked first, and beside them a guess takes no time.
+    left = sum(not m.guesses for m, _ in asked) - sum(not m.guesses for m, _ in done)
+    with tqdm(total=len(asked), initial=len(done), unit="image") as bar:
+        answers = _to_ask(book, methods, sources, bar)
+        for method, source, run in outlook.watched(answers, left, "images x models"):
+            subject = source.read()
+            specs = dict.fromkeys([*protocols, *method.also])
+            drawn = _draw(subject, specs, seed=seed, stored=stored)
+            one = (source.dataset, source.id)
+            if one not in contrasts:
+                contrasts[one] = _contrasts(subject)
+            line = _line(method, subject, drawn, run(subject, drawn), contrasts[one])
+            journal.write_line(book, _key(method, source), line)
+            bar.update()
     return _collect(book, methods, sources)
+
+
+def _key(method: Method, source: Source) -> journal.Key:
+    return method.label, method.seed, source.dataset, source.id
+
+
+def _to_ask(
+    book: journal.Journal, methods: Sequence[Method], sources: Sequence[Source], bar: tqdm
+) -> Iterator[tuple[Method, Source, Run]]:
+    """Each method opened, with each image that it has not answered yet."""
+    for method in methods:
+        bar.set_description(method.label[:32])
+        own = [source for source in sources if method.serves(source.patient)]
+        left = [source for source in own if _key(method, source) not in book.done]
+        if left:
+            # Given all of them: what is fitted on them is the same after an interruption.
+            run = method.open(own)
+            for source in left:
+                yield method, source, run
 
 
 def _draw(

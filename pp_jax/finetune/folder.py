@@ -50,6 +50,30 @@ def is_run(folder: Path) -> bool:
     return (home(folder) / CONFIG).is_file()
 
 
+def refuse_unconverted(path: Path, *, flag: str = "") -> None:
+    """Nothing, unless weights of another library stand where a run or converted ones belong.
+
+    Args:
+      path: A file, or a folder.
+      flag: That named it.
+
+    Raises:
+      CheckpointError: They do; names the command that converts them.
+    """
+    if (path / checkpoints.MANIFEST).is_file() or (home(path) / SPLIT).is_file():
+        return  # What lies beside is somebody's export.
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    foreign = [file for file in files if file.suffix.lower() in _FOREIGN and file.is_file()]
+    if foreign and not read_folds(path):
+        raise CheckpointError(
+            f"{flag} {path}: weights that are not converted yet; run `python -m convert "
+            f"{foreign[0]} checkpoints/{foreign[0].stem}` and give that folder".strip()
+        )
+
+
+_FOREIGN = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
+
+
 def read_folds(folder: Path) -> list[Path]:
     """The runs of a cross-validation; nothing if the folder is none."""
     if not (folder / FOLDS).is_file():

@@ -42,7 +42,7 @@ class Feed(NamedTuple):
     embedded: Callable[[Embedder], "Feed"] | None = None  # The same batches with embeddings.
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """After which steps something else is done."""
 
     total: int
@@ -66,7 +66,7 @@ class _Begun(NamedTuple):
     batches: Iterator[Batch]
     start: int  # The last step that was made.
     owed: bool  # Whether the validation after it is still to be made.
-    plan: _Plan
+    plan: Plan
 
 
 class _Judge(NamedTuple):
@@ -83,6 +83,13 @@ class _Judge(NamedTuple):
     told: monitor.Monitor
 
 
+def plan_of(settings: TrainConfig, *, epoch_steps: int) -> Plan:
+    """How long a training is, and after which of its steps something else is done."""
+    total = settings.steps or settings.epochs * epoch_steps
+    every = settings.save_every or max(epoch_steps, _FEWEST_BETWEEN_SAVES)
+    return Plan(total, every, settings.pictures_every)
+
+
 def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dict[str, Any]]:
     """The rows of the log, after training was brought to its last step.
 
@@ -97,9 +104,8 @@ def fit(run: Path, settings: TrainConfig, feed: Feed, *, mesh: Mesh) -> list[dic
     """
     monitor.check(settings)
     _require_validation(settings, feed)
-    total = settings.steps or settings.epochs * feed.epoch_steps
-    every = settings.save_every or max(feed.epoch_steps, _FEWEST_BETWEEN_SAVES)
-    plan = _Plan(total, every, settings.pictures_every)
+    plan = plan_of(settings, epoch_steps=feed.epoch_steps)
+    total = plan.total
     start = runs.newest_step(run)
     log = monitor.Log(run / runs.METRICS, resumed_at=start)
     # A signal that comes with a step has it saved at once: it was not validated then.
@@ -252,7 +258,7 @@ def _judges(
     return score, answer
 
 
-def _settle(judge: _Judge, state: State, number: int, *, plan: _Plan, saved: bool = False) -> None:
+def _settle(judge: _Judge, state: State, number: int, *, plan: Plan, saved: bool = False) -> None:
     """Validation, checkpoint, learning curve and picture, where they are due after a step.
 
     Raises:

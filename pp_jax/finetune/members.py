@@ -146,6 +146,7 @@ def peek(folder: Path, *, flag: str) -> Found:
     Raises:
       CheckpointError: No weights.
     """
+    runs.refuse_unconverted(folder, flag=flag)
     if runs.is_run(folder):
         run, step = runs.read_config(folder), runs.loaded_step(folder)
         manifest = checkpoints.step_folder(runs.home(folder), step) / checkpoints.MANIFEST

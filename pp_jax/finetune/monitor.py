@@ -5,7 +5,7 @@ import dataclasses
 import importlib.util
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from pp_jax import outlook
 from pp_jax.config import TrainConfig
 from pp_jax.evaluate import plots
 from pp_jax.finetune import runs
+from pp_jax.memory import peaks
 
 _RECENT = 20  # Steps whose mean time is the rate that the bar shows.
 _FLUSH_SECONDS = 10
@@ -69,6 +71,7 @@ class Monitor:
     def __init__(self, run: Path, settings: TrainConfig, log: Log, *, start: int, total: int):
         self._run, self._log, self._total = run, log, total
         self._batch, self._active = settings.batch, jax.process_index() == 0
+        self._start = start
         self._bar: tqdm | None = None
         self._drawn, self._drawn_at = 0, -math.inf  # Rows in the curve, and when that was drawn.
         self._sinks: list[Sink] = []
@@ -101,13 +104,20 @@ class Monitor:
         if self._active:
             tqdm.write(text)
 
+    @property
+    def _steps(self) -> list[dict[str, Any]]:
+        """The rows of the steps that were made here."""
+        return [r for r in self.rows if r["split"] == "train" and r["step"] > self._start]
+
     def step(self, row: dict[str, Any]) -> None:
         """A training step's row is told, and the bar stands at it."""
         self._add(row)
         first = self._bar is None
+        # The second step is the first whose time is that of the others.
+        if row["step"] == min(self._start + 2, self._total):
+            self.say(_ahead(self._steps[:2], start=self._start, total=self._total))
         if self._bar is None:
             # The bar is made now, since the compilation would spoil its estimate.
-            self.say(f"compiled, and step {row['step']} done, in {row['seconds']:.1f} s")
             self._bar = self._closing.enter_context(
                 tqdm(total=self._total, initial=row["step"], unit="step", disable=not self._active)
             )
@@ -149,6 +159,15 @@ def _close(sink: Sink, kind: type[BaseException] | None, *rest: object) -> None:
     """A signal to stop is no error."""
     del rest
     sink.close(kind is not None and issubclass(kind, Exception))
+
+
+def _ahead(rows: Sequence[Mapping[str, Any]], *, start: int, total: int) -> str:
+    """What the first steps took, and what the steps from `start` on will take, if that is long."""
+    took = [row["seconds"] for row in rows]
+    told = f"compiled, and step {rows[0]['step']} done, in {took[0]:.1f} s"
+    whole = took[0] + took[-1] * (total - start - 1)
+    more = outlook.line(total - start, "steps", seconds=whole, memory=peaks())
+    return f"{told}; {more}" if more else told
 
 
 def _shown(rows: list[dict[str, Any]], *, batch: int) -> dict[str, str]:

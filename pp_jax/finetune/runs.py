@@ -69,6 +69,7 @@ from pp_jax.finetune.folder import (
     read_json,
     read_rows,
     read_split,
+    refuse_unconverted,
     to_line,
     write_card,
     write_images,
@@ -105,6 +106,7 @@ __all__ = [
     "best_step",
     "fitted_before",
     "home",
+    "initial_variables",
     "is_finished",
     "is_run",
     "lineage",
@@ -121,6 +123,7 @@ __all__ = [
     "read_json",
     "read_rows",
     "read_split",
+    "refuse_unconverted",
     "save_step",
     "shapes_of",
     "to_line",
@@ -164,6 +167,7 @@ def load_parts(folder: Path, *, mesh: Mesh) -> Loaded:
     Raises:
       CheckpointError: As `load`.
     """
+    refuse_unconverted(folder)
     if is_run(folder):
         return _load_run(folder, mesh=mesh)
     if folds := read_folds(folder):
@@ -223,7 +227,7 @@ def _load_base(run: Path, like: Any, *, step: Path) -> tuple[dict[str, Any], str
     return checkpoints.load(run / BASE, like), digest
 
 
-def _initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
+def initial_variables(settings: TrainConfig, *, mesh: Mesh) -> dict[str, Any]:
     """The weights a training starts from: converted ones, another run's, or random ones.
 
     A learned fusion goes on where it stood, if it was learned on the same filters. Low-rank pairs
@@ -297,7 +301,7 @@ def begin(
         forget_after(run, step)
         return Begun(State(**checkpoints.load(folder, like._asdict())), base, digest)
     forget_after(run, step)
-    trainable, frozen = tree.partition(_initial_variables(settings, mesh=mesh), rules_of(settings))
+    trainable, frozen = tree.partition(initial_variables(settings, mesh=mesh), rules_of(settings))
     facts = {
         "kind": "base",
         "variant": settings.variant,

@@ -60,7 +60,7 @@ def open_run(
         a run with other patients, or something that is no run.
     """
     run = Path(settings.out)
-    started, fits = _look_into(run, settings)
+    started, fits = look_into(run, settings)
     if started and fits:
         _require_same_split(run, split)
     checkpoints.meet(f"all have looked into {run.name}")  # Before one of them writes there.
@@ -88,8 +88,12 @@ def open_run(
     return run
 
 
-def _look_into(run: Path, settings: TrainConfig) -> tuple[bool, bool]:
-    """Whether a run has begun in the folder, and whether it is the one of the settings."""
+def look_into(run: Path, settings: TrainConfig) -> tuple[bool, bool]:
+    """Whether a run has begun in the folder, and whether it is the one of the settings.
+
+    Raises:
+      ValueError: As `open_run`, but for the patients.
+    """
     if run.exists() and not run.is_dir():
         raise ValueError(f"--out {run}: a file stands there; choose another folder")
     there = [path.name for path in run.iterdir()] if run.is_dir() else []
@@ -186,6 +190,13 @@ def of_folds(settings: TrainConfig) -> list[TrainConfig]:
         partial.write_text(json.dumps({"runs": names}, indent=1) + "\n")
         partial.rename(out / runs.FOLDS)
     checkpoints.meet(f"{out.name} has its folds")
+    return folds_of(settings)
+
+
+def folds_of(settings: TrainConfig) -> list[TrainConfig]:
+    """What `of_folds` gives, without a look at the folder."""
+    if not settings.folds:
+        return [settings]
     chosen = range(settings.folds) if settings.fold is None else (settings.fold,)
     return [config.fold_of(settings, fold) for fold in chosen]
 
@@ -295,6 +306,7 @@ def require_checkpoint(settings: TrainConfig, *, flag: str = "--checkpoint") -> 
     folder = Path(settings.checkpoint)
     if not folder.exists():
         raise CheckpointError(_how_to_get(settings, flag))
+    runs.refuse_unconverted(folder, flag=flag)
     if folds := runs.read_folds(folder):
         raise CheckpointError(
             f"{flag} {folder}: {len(folds)} runs; name one of them, such as {folds[0]}"

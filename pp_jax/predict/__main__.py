@@ -24,7 +24,7 @@ from data.folder import find_images
 from data.images import read_any
 from data.nifti import write_nifti
 from data.tables import read_rows
-from pp_jax import checkpoints, cli, sharding
+from pp_jax import checkpoints, cli, outlook, sharding
 from pp_jax.config import DTYPES, SEGMENTERS, TrainConfig
 from pp_jax.finetune import runs
 from pp_jax.finetune.models import config_of, make_model
@@ -135,7 +135,7 @@ class Folders(NamedTuple):
 
 def main(args: list[str] | None = None) -> None:
     """Predict as the command line says, or `args` instead of it."""
-    with cli.one_line_errors():
+    with cli.one_line_errors(less_memory=cli.SMALLER):
         settings = cli.parse(
             Predict, prog="python -m pp_jax.predict", choices=CHOICES, specs=SPECS, args=args
         )
@@ -213,8 +213,8 @@ def process(
     images: Mapping[str, Path], segment: Segment, folders: Folders, *, nifti: bool
 ) -> tuple[list[Rows], list[str]]:
     """The rows of the images that went well, and a line for each that did not."""
-    rows, failures = [], []
-    for name, path in tqdm(images.items(), unit="image", disable=None):
+    rows, failures, bar = [], [], tqdm(images.items(), unit="image", disable=None)
+    for name, path in outlook.watched(bar, len(images), "images"):
         try:
             image = read_any(path)
             found = segment(name, image)
