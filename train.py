@@ -124,31 +124,54 @@ def main() -> None:
 def ablate(name: str) -> None:
     """Trains and compares a grid of runs."""
     ablations.check(name)
-    flags = ABLATIONS[name].flags
-    presets_ = {name: {**flags, **preset.flags} for name, preset in PRESETS.items()}
+    preset = PRESETS.get(cli.told("--preset"))
+    usual = (preset.flags if preset else {}).get("variant", TrainConfig.variant)
+    variant = cli.told("--variant") or cli.told("--model") or usual
+    flags = ablations.flags_of(name, variant=variant)
     asked = cli.parse(
         AblationConfig,
         prog="train.py",
         choices=CHOICES,
         specs=CHECKED,
         aliases=ALIASES,
-        presets={"": flags, **presets_},
+        presets={"": flags, **{key: {**flags, **row.flags} for key, row in PRESETS.items()}},
         alternatives=ranges.ALTERNATIVES,
     )
     asked = ablations.resolve(asked)
     cli.require_clone()
+    require_all(asked)
+    planned = grid.make_jobs(asked)
+    # Asked elsewhere: an accelerator that this process held would be lost to its jobs.
+    backend = asked.device if asked.device != "auto" else jobs.backend_there()
+    side_by_side = grid.at_once(asked, backend=backend)
+    mesh = None
+    if asked.dry_run or backend == "cpu":
+        mesh = sharding.make_mesh(cli.devices(asked.device), asked.mesh)
+    print(grid.describe(asked, planned, side_by_side=side_by_side, mesh=mesh))
+    if asked.dry_run:
+        return
+    out, row = Path(asked.out), ABLATIONS[name]
+    jobs.run(planned, folder=out, at_once=side_by_side)
+    alone = len({cell.policy for cell in ablations.cells(asked)}) == 1
+    more = [choice_of_filter(asked)] if row.trains and alone else []
+    text = ablation.write(out, grid.comparison_of(asked), more=more)
+    print(f"\n{text}\n{out}: ablation.html, the same as ablation.md; report/report.html")
+
+
+def require_all(asked: AblationConfig) -> None:
+    """Nothing, when looks, rules, data and weights of a grid are there and fit: found out now, not
+    after hours.
+
+    Raises:
+      ValueError: They are not; of weights a CheckpointError.
+    """
     for one in grid.settings_of(asked):
         make_shown(look_of(one))
         recipe.check_rules(one)
-    out, planned = Path(asked.out), grid.make_jobs(asked)
-    mesh = sharding.make_mesh(cli.devices(asked.device), asked.mesh)
-    print(grid.describe(asked, planned, mesh=mesh))
-    if asked.dry_run:
-        return
-    jobs.run(planned, folder=out, at_once=grid.at_once(asked))
-    more = [choice_of_filter(asked)] if ABLATIONS[name].trains else []
-    text = ablation.write(out, grid.comparison_of(asked), more=more)
-    print(f"\n{text}\n{out}: ablation.html, the same as ablation.md; report/report.html")
+        if not ablations.begins_anew(asked):
+            start.require_checkpoint(one)
+    data = grid.run_data(asked)
+    sources.open_sets(sources.name_sets(data.data, data.data_dir), limit=asked.limit)
 
 
 def choice_of_filter(asked: AblationConfig) -> Section:
@@ -302,7 +325,7 @@ def make_feed(
 ) -> loop.Feed:
     """Batches of the run's own training and validation parts, of images or of their embeddings."""
     kinds = Counter(r.kind for r in parts["train"] if r.from_box and r.boxes)
-    same = settings.prompting == "box" and bool(kinds)
+    same = settings.prompting.partition("+")[0] == "box" and bool(kinds)
     for kind, count in kinds.items() if same else ():
         warnings.warn(
             f"{count} training images have no masks as targets (target: {kind}): with --prompting "

@@ -41,19 +41,19 @@ class AblationConfig(TrainConfig):
     jobs: int | None = None
     """Trainings at a time, which share out the cores; default: one a core for `tiny` on the CPU,
     else 1."""
-    dry_run: bool = False
-    """Say how many trainings there are and about how long they take, and stop."""
 
 
 class Ablation(NamedTuple):
     """A row of `ABLATIONS`."""
 
+    question: str
     help: str
     flags: Mapping[str, Any]  # Fields of AblationConfig, of all its trainings.
     filters: tuple[str, ...]
     fusions: tuple[str, ...] = ("channels",)
     policies: tuple[str, ...] = ("",)  # The variant's own.
-    before: Mapping[str, Any] = MappingProxyType({})  # Flags of what `tiny` starts from.
+    tiny: Mapping[str, Any] = MappingProxyType({})  # More flags, where that is the variant.
+    before: Mapping[str, Any] = MappingProxyType({})  # And those of what it starts from.
     needs: str = ""  # Command of Python that makes the data of that.
     trains: bool = True
 
@@ -62,9 +62,16 @@ class Cell(NamedTuple):
     """One way to train, and what it is called."""
 
     name: str
+    look: str  # What filter and fusion are called: cells of one policy or another share it.
     filter: str
     fusion: str
     policy: str
+
+
+def flags_of(name: str, *, variant: str) -> dict[str, Any]:
+    """What stands in place of the defaults of AblationConfig."""
+    row = ABLATIONS[name]
+    return {**row.flags, **(row.tiny if variant == "tiny" else {})}
 
 
 def about(rows: Mapping[str, Ablation]) -> str:
@@ -95,7 +102,15 @@ def resolve(asked: AblationConfig) -> AblationConfig:
             raise ValueError(f"--{name.replace('_', '-')} {value}: must be at least 1")
     if not asked.folds:
         raise ValueError("--ablation compares what folds were kept for: give --folds 2 or more")
+    row = ABLATIONS[asked.ablation]
+    for name in ("policies", "seeds") if not row.trains else ():
+        if getattr(asked, name):
+            raise ValueError(f"--{name} with --ablation {asked.ablation}: it trains nothing")
     out = asked.out or f"runs/ablation-{asked.ablation}-{asked.data}".translate(SAFE)
+    for flag, folder in (("out", out), ("checkpoint", asked.checkpoint), ("init", asked.init)):
+        # So names of models and folders stand side by side in `eval.py --methods`.
+        if set(folder) & set(" +"):
+            raise ValueError(f"--{flag} {folder!r}: no spaces and no '+' here; choose another name")
     return dataclasses.replace(asked, out=out.rstrip("/"))
 
 
@@ -103,21 +118,22 @@ def cells(asked: AblationConfig) -> list[Cell]:
     """The grid, with `none` once for all fusions.
 
     Raises:
-      ValueError: A single filter, or one that is there twice.
+      ValueError: A single cell, or one that is there twice.
     """
     row = ABLATIONS[asked.ablation]
     filters = asked.filters or row.filters
     fusions, policies = asked.fusions or row.fusions, asked.policies or row.policies
     found: dict[tuple[str, str, str], Cell] = {}
+    twice = 0
     for policy, fusion, name in itertools.product(policies, fusions, filters):
         shown = _shown(name, fusion)
-        parts = [name]
-        if len(fusions) > 1 and name != NONE:
-            parts.append(fusion)
-        if len(policies) > 1:
-            parts.append(policy)
-        found.setdefault((*shown, policy), Cell("-".join(parts).translate(SAFE), *shown, policy))
-    if len(set(filters)) < len(filters) or len(found) < 2:
+        several = len(fusions) > 1 and name != NONE
+        look = "-".join([name, fusion] if several else [name]).replace(">", "-then-")
+        look = look.translate(SAFE)
+        cell = Cell(f"{look}-{policy}" if len(policies) > 1 else look, look, *shown, policy)
+        twice += name != NONE and (*shown, policy) in found
+        found.setdefault((*shown, policy), cell)
+    if twice or len(set(filters)) < len(filters) or len(found) < 2:
         raise ValueError(
             f"--filters {' '.join(filters)}: a comparison needs two cells or more, each once; name "
             "other filters, --fusions or --policies"
@@ -134,6 +150,19 @@ def _shown(name: str, fusion: str) -> tuple[str, str]:
     return name, fusion
 
 
+def pairs_of(asked: AblationConfig) -> dict[str, str]:
+    """What each cell but the first is compared with, by names.
+
+    A filter is compared with the first filter under the same policy, and a policy with the first.
+    """
+    first, *others = cells(asked)
+    same_look = {cell.policy: cell.name for cell in cells(asked) if cell.look == first.look}
+    return {
+        cell.name: first.name if cell.look == first.look else same_look[cell.policy]
+        for cell in others
+    }
+
+
 def seeds_of(asked: AblationConfig) -> range:
     """The seed of each training of a cell."""
     return range(asked.seed, asked.seed + (asked.seeds or 1))
@@ -147,15 +176,15 @@ def begins_anew(asked: AblationConfig) -> bool:
 
 
 def before_of(asked: AblationConfig, cell: Cell, seed: int) -> TrainConfig:
-    """The training that a cell's folds start from.
+    """The training that a cell's folds start from, and those of its other policies.
 
     Raises:
       ValueError: As `config.resolve`.
     """
     row = ABLATIONS[asked.ablation]
     steps = {} if asked.before_steps is None else {"steps": asked.before_steps}
-    own = {"out": f"{asked.out}/before/{cell.name}/seed{seed}", "folds": None, "fold": None}
-    return _of_cell(asked, cell, seed, {**row.before, **steps, **own})
+    own = {"out": f"{asked.out}/before/{cell.look}/seed{seed}", "folds": None, "fold": None}
+    return _of_cell(asked, cell._replace(policy=""), seed, {**row.before, **steps, **own})
 
 
 def run_of(asked: AblationConfig, cell: Cell, seed: int) -> TrainConfig:
@@ -177,7 +206,7 @@ def twin_of(asked: AblationConfig, run: TrainConfig) -> TrainConfig:
 
 def _of_cell(asked: AblationConfig, cell: Cell, seed: int, own: Mapping[str, Any]) -> TrainConfig:
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    told = {name: getattr(asked, name) for name in names if name != "ablation"}
+    told = {name: getattr(asked, name) for name in names if name not in ("ablation", "dry_run")}
     look = {"filter": cell.filter, "fusion": cell.fusion, "seed": seed}
     if cell.policy:
         look["trainable"] = cell.policy
@@ -200,13 +229,21 @@ _SET_BY_GRID: Mapping[str, str] = MappingProxyType(
 )
 
 
-# The recipe was chosen with the filter `none` on folds 0 and 1.
-_TINY = MappingProxyType(
+_COMMON = MappingProxyType(
     {
-        "variant": "tiny",
         "data": "cxr_seg",
         "prompting": "centre+none",
         "max_objects": 2,
+        "validation": 0.05,
+        "pictures_every": 0,
+        "tensorboard": False,
+        "folds": 5,
+        "seeds": 2,
+    }
+)
+# Chosen with the filter `none` on folds 0 and 1.
+_TINY = MappingProxyType(
+    {
         "batch": 4,
         "augment": "flip>rotate:15>scale:0.2>translate:0.1>elastic>shift:30>contrast:0.3"
         ">gamma:0.3>noise:8>cutout:0.2",
@@ -215,11 +252,6 @@ _TINY = MappingProxyType(
         "best_mask": "highest-iou",
         "steps": 80,
         "save_every": 80,
-        "validation": 0.05,
-        "pictures_every": 0,
-        "tensorboard": False,
-        "folds": 5,
-        "seeds": 2,
     }
 )
 _PHANTOMS = MappingProxyType(
@@ -240,29 +272,36 @@ _MAKE_PHANTOMS = "-m data.synthetic --out datasets/phantoms --images 1500 --side
 ABLATIONS: Mapping[str, Ablation] = MappingProxyType(
     {
         "filters": Ablation(
-            "which filter's response beside the image helps (60 trainings of tiny and their twins)",
-            _TINY,
+            "Does a filter's response beside the image help?",
+            "which filter's response beside the image helps (60 trainings, and 10 blind twins)",
+            _COMMON,
             filters=(NONE, "sobel", "canny", "log", "clahe", "musica"),
+            tiny=_TINY,
             before=_PHANTOMS,
             needs=_MAKE_PHANTOMS,
         ),
         "fusions": Ablation(
-            "how a filter's response is best shown",
-            _TINY,
+            "How is a filter's response best shown?",
+            "ways to show a filter's response",
+            _COMMON,
             filters=(NONE, "sobel", "clahe"),
             fusions=("replace", "blend", "channels", "add-edges"),
+            tiny=_TINY,
             before=_PHANTOMS,
             needs=_MAKE_PHANTOMS,
         ),
         "policies": Ablation(
-            "how much of the model is to be trained, with and without edges",
-            _TINY,
+            "How much of the model is to be trained, and does that change what edges are worth?",
+            "how much of the model is trained, with and without edges",
+            _COMMON,
             filters=(NONE, "sobel"),
             policies=("decoder", "lora", "full"),
+            tiny=_TINY,
             before=_PHANTOMS,
             needs=_MAKE_PHANTOMS,
         ),
         "zero-shot-filters": Ablation(
+            "What do filters do to weights as they are?",
             "what filters do to weights as they are, without training (`--checkpoint FOLDER`)",
             MappingProxyType({"folds": 5, "data": "cxr_seg"}),
             filters=(NONE, "sobel", "canny", "log", "clahe", "musica"),

@@ -8,6 +8,7 @@ FOLDER/seconds.json    how long each took
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ SECONDS = "seconds.json"
 _TIED = "PP_ENDS_WITH_PARENT"  # In the environment of a job: its input closes with its parent.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
 _STOP = 130
+_LOCK = "lock"
 
 
 class Job(NamedTuple):
@@ -50,10 +52,25 @@ def run(jobs: Sequence[Job], *, folder: Path, at_once: int = 1) -> None:
       at_once: How many run side by side.
 
     Raises:
-      ValueError: A job failed; names its log. Those that ran beside it are stopped.
+      ValueError: A job failed; names its log. Those that ran beside it are stopped. Or another
+        process runs jobs in this folder.
     """
     check(jobs)
-    left = [job for job in jobs if not job.done()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _LOCK).open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{folder}: another process works there; wait for it, stop it, or choose another "
+                "folder"
+            ) from None
+        _run(
+            [job for job in jobs if not job.done()], count=len(jobs), folder=folder, at_once=at_once
+        )
+
+
+def _run(left: list[Job], *, count: int, folder: Path, at_once: int) -> None:
     if not left:
         return
     took = read_seconds(folder)
@@ -61,7 +78,7 @@ def run(jobs: Sequence[Job], *, folder: Path, at_once: int = 1) -> None:
     free = share_cores(at_once)
     running: dict[Future[float], tuple[Job, set[int]]] = {}
     with (
-        _bar(len(jobs), done=len(jobs) - len(left)) as bar,
+        _bar(count, done=count - len(left)) as bar,
         ThreadPoolExecutor(at_once) as pool,
     ):
         try:
@@ -104,6 +121,22 @@ def read_seconds(folder: Path) -> dict[str, float]:
     """How long each job took that was run to its end."""
     path = folder / SECONDS
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def backend_there() -> str:
+    """What jax computes on in a process of its own, `cpu` or another."""
+    words = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise ValueError(f"jax does not start: {told.stderr.strip().splitlines()[-1:]}")
+    return told.stdout.split()[-1]
+
+
+def count_cores() -> int:
+    """Of this process: fewer than the machine's where a scheduler shares them out."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def share_cores(parts: int) -> list[set[int]]:
@@ -154,6 +187,9 @@ def _run_one(job: Job, folder: Path, cores: set[int], stop: threading.Event) -> 
             stdout=file,
             stderr=subprocess.STDOUT,
             env=_environment(folder),
+            # A terminal's Ctrl-C is for this process alone, which then asks each job once to stop:
+            # a training takes a second signal as an order to end at once.
+            start_new_session=True,
         )
         if cores and hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(ProcessLookupError):
@@ -183,7 +219,9 @@ def _wait(process: subprocess.Popen, stop: threading.Event) -> int:
 
 def _environment(folder: Path) -> Mapping[str, str]:
     own = {_CACHE: str((folder / "compiled").resolve())} if _CACHE not in os.environ else {}
-    return os.environ | own | {_TIED: "1"}
+    # The first of several programs must not take all of an accelerator's memory.
+    shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return shared | os.environ | own | {_TIED: "1"}
 
 
 def _last_line(log: Path, start: int) -> str:

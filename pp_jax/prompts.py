@@ -476,11 +476,18 @@ class Prompting(NamedTuple):
     objects: Objects = "each"  # What is marked.
 
 
-def _objects(name: str) -> Objects:
-    return "union" if name == "none" else "both" if name.endswith("+none") else "each"
-
-
 PROMPTINGS: Mapping[str, Prompting] = MappingProxyType(
-    {name: Prompting(name, objects=_objects(name)) for name in SAMPLERS}
-    | {"iterative": Prompting("mixed", clicks=True)}
+    {
+        "box": Prompting("box"),
+        "point": Prompting("point"),
+        "centre": Prompting("centre"),
+        "mixed": Prompting("mixed"),
+        "none": Prompting("none", objects="union"),
+        "scribble": Prompting("scribble"),
+        "lasso": Prompting("lasso"),
+        "box+none": Prompting("box+none", objects="both"),
+        "point+none": Prompting("point+none", objects="both"),
+        "centre+none": Prompting("centre+none", objects="both"),
+        "iterative": Prompting("mixed", clicks=True),
+    }
 )

@@ -2,26 +2,27 @@
 
 import dataclasses
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import train
-from pp_jax import ablations, cli, config, ranges
+from pp_jax import ablations, cli, config, jobs, ranges
 from pp_jax.ablations import ABLATIONS, BLIND, NONE, AblationConfig
 from pp_jax.config import TrainConfig, look_of
 from pp_jax.evaluate import ablation, statistics
 from pp_jax.evaluate.ablation import Compared
+from pp_jax.evaluate.methods import parse_methods
 from pp_jax.finetune import grid, recipe
 from pp_jax.preprocess.stage import make_shown
 from pp_jax.presets import PRESETS
 from tests.report_world import figures
 
-CELLS = ("none", "sobel", "log")
-
 
 def asked_of(name: str, **told) -> AblationConfig:
-    flags = {"data_dir": "datasets/x", **ABLATIONS[name].flags, "ablation": name, **told}
+    usual = ablations.flags_of(name, variant=told.get("variant", "tiny"))
+    flags = {"data_dir": "datasets/x", **usual, "ablation": name, **told}
     return ablations.resolve(AblationConfig(**flags))
 
 
@@ -79,21 +80,92 @@ def test_a_response_by_itself_stands_beside_the_image_in_channels():
 
 
 def test_the_grid_of_the_issue_is_sixty_trainings_ten_twins_and_what_they_begin_from():
-    jobs = grid.make_jobs(asked_of("filters"))
-    folds = [job.name for job in jobs if "--fold" in job.words]
+    planned = grid.make_jobs(asked_of("filters"))
+    folds = [job.name for job in planned if "--fold" in job.words]
     assert sum(not name.startswith(BLIND) for name in folds) == 6 * 2 * 5
     assert sum(name.startswith(BLIND) for name in folds) == 2 * 5
-    assert sum(job.name.startswith("before/") for job in jobs) == 6 * 2
-    assert jobs[-1].name == grid.REPORT
-    assert set(jobs[-1].after) == {job.name for job in jobs[:-1]}
-    of_seed = [job for job in jobs if job.name.startswith("log/seed1/")]
+    assert sum(job.name.startswith("before/") for job in planned) == 6 * 2
+    assert planned[-1].name == grid.REPORT
+    assert set(planned[-1].after) == {job.name for job in planned[:-1]}
+    of_seed = [job for job in planned if job.name.startswith("log/seed1/")]
     assert {job.after for job in of_seed} == {("before/log/seed1",)}
+
+
+def test_policies_begin_with_the_same_weights_and_stand_beside_their_own_filter_none():
+    asked = asked_of("policies")
+    starts = {ablations.run_of(asked, cell, 0).checkpoint for cell in ablations.cells(asked)}
+    assert len(starts) == 2  # Of none and of sobel.
+    before = [ablations.before_of(asked, cell, 0) for cell in ablations.cells(asked)]
+    assert {one.trainable for one in before} == {"full"}
+    names = [job.name for job in grid.make_jobs(asked)]
+    assert len(set(names)) == len(names)
+    assert ablations.pairs_of(asked) == {
+        "sobel-decoder": "none-decoder",
+        "none-lora": "none-decoder",
+        "sobel-lora": "none-lora",
+        "none-full": "none-decoder",
+        "sobel-full": "none-full",
+    }
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_report_is_asked_for_the_folders_that_the_grid_trains(name):
+    asked = asked_of(name, filters=("none", "clahe>sobel"))
+    *trained, report = grid.make_jobs(asked)
+    words = report.words[report.words.index("--methods") + 1 : report.words.index("--prompt")]
+    models, lines = parse_methods(words)
+    assert lines == list(grid.BESIDE)
+    named = {folder for model in models for folder in model.folders}
+    folds = [job for job in trained if "--fold" in job.words]
+    assert named == {str(Path(asked.out) / job.name).rpartition("/")[0] for job in folds}
+    assert not any("+" in folder for folder in named)
+
+
+def test_what_the_recipe_of_tiny_is_stays_with_tiny():
+    asked = asked_of("filters", variant="vit_b")
+    assert (asked.steps, asked.lr, asked.best_mask) == (None, None, "lowest-loss")
+    assert asked_of("filters").steps == 80
+
+
+def test_a_report_of_other_images_is_made_again(tmp_path):
+    told = {"checkpoint": "checkpoints/vit_b", "out": str(tmp_path)}
+    (job,) = grid.make_jobs(asked_of("zero-shot-filters", **told, limit=5))
+    report = tmp_path / "report"
+    report.mkdir()
+    words = job.words[job.words.index("--methods") + 1 : job.words.index("--prompt")]
+    held = {"methods": list(words), "prompt": "centre,none", "data": "cxr_seg", "limit": 5}
+    held |= {"data_dir": "datasets/x", "seed": 0, "target": "mask", "image_size": None}
+    grid.runs.checkpoints.write_json(report / "settings.json", {"settings": held})
+    assert job.done()
+    (job,) = grid.make_jobs(asked_of("zero-shot-filters", **told))
+    assert not job.done()
+
+
+def test_cores_of_this_process_are_shared_where_nobody_says_how_many():
+    asked = asked_of("filters")
+    assert grid.at_once(asked, backend="cpu") == jobs.count_cores()
+    assert grid.at_once(asked, backend="gpu") == 1
+    assert grid.at_once(asked_of("filters", variant="vit_b"), backend="cpu") == 1
+    assert grid.at_once(asked_of("filters", jobs=3), backend="gpu") == 3
+
+
+def test_time_is_told_from_trainings_that_are_done(tmp_path):
+    asked = asked_of("filters", out=str(tmp_path))
+    planned = grid.make_jobs(asked)
+    told = grid.describe(asked, planned, side_by_side=2)
+    assert told.endswith(
+        "left are 70 trainings on folds and 12 before them: 2 at a time, then a report"
+    )
+    took = {"data": 1.0, "before/none/seed0": 300.0, "none/seed0/fold0": 60.0}
+    grid.runs.checkpoints.write_json(tmp_path / jobs.SECONDS, took)
+    told = grid.describe(asked, planned, side_by_side=2)
+    assert "about 65 min, 2 at a time" in told  # (12 * 300 + 70 * 60) / 2 s
 
 
 def test_given_weights_are_where_all_begin():
     asked = asked_of("filters", init="runs/mine")
-    jobs = grid.make_jobs(asked)
-    assert not any(job.name.startswith("before/") or job.name == "data" for job in jobs)
+    planned = grid.make_jobs(asked)
+    assert not any(job.name.startswith("before/") or job.name == "data" for job in planned)
     assert {ablations.run_of(asked, cell, 0).checkpoint for cell in ablations.cells(asked)} == {
         "runs/mine"
     }
@@ -116,6 +188,8 @@ def test_without_training_one_report_compares_the_filters():
         ({"fold": 1}, "all folds are trained"),
         ({"seeds": 0}, "--seeds 0: must be at least 1"),
         ({"folds": None}, "give --folds 2 or more"),
+        ({"out": "runs/my out"}, "--out 'runs/my out': no spaces"),
+        ({"init": "runs/a+b"}, "--init 'runs/a.b': no spaces and no"),
     ],
 )
 def test_flags_that_the_grid_sets_are_refused(told, says):
@@ -123,7 +197,15 @@ def test_flags_that_the_grid_sets_are_refused(told, says):
         asked_of("filters", **told)
 
 
-@pytest.mark.parametrize("filters", [("none",), ("none", "sobel", "sobel")])
+def test_where_nothing_is_trained_policies_and_seeds_are_refused():
+    for told in ({"policies": ("decoder", "full")}, {"seeds": 3}):
+        with pytest.raises(ValueError, match="it trains nothing"):
+            asked_of("zero-shot-filters", **told)
+
+
+@pytest.mark.parametrize(
+    "filters", [("none",), ("none", "sobel", "sobel"), ("none", "sobel", "none,sobel")]
+)
 def test_a_comparison_of_one_or_of_the_same_is_refused(filters):
     with pytest.raises(ValueError, match="two cells or more, each once"):
         ablations.cells(asked_of("filters", filters=filters))
@@ -145,9 +227,9 @@ def test_a_run_with_other_settings_stops_the_grid(tmp_path):
         grid.make_jobs(asked)
 
 
-def test_presets_lend_their_flags_to_a_grid(monkeypatch):
+def test_presets_lend_their_flags_to_a_grid():
     """A preset's flags stand above the ablation's own, and what is typed above both."""
-    flags = ABLATIONS["filters"].flags
+    flags = ablations.flags_of("filters", variant="vit_b")
     words = ["--ablation", "filters", "--preset", "rsna-vit_b-decoder", "--epochs", "3"]
     asked = cli.parse(
         AblationConfig,
@@ -191,7 +273,8 @@ def rows_of(level: dict[str, float], *, protocols=("centre", "none"), patients: 
     return rows
 
 
-COMPARED = Compared("which filter helps", CELLS, BLIND, 1.5)
+PAIRS = {"sobel": "none", "log": "none"}
+COMPARED = Compared("Which helps?", "none", PAIRS, BLIND, ("centre", "none"), {"time": "1.5 hours"})
 LEVELS = {"none": 0.5, "sobel": 0.6, "log": 0.5, BLIND: 0.2, "none, another patient's image": 0.3}
 
 
@@ -219,19 +302,44 @@ def test_guesses_under_another_prompt_are_no_cells():
     assert list(ablation.family([*rows, *guesses], COMPARED)) == ["centre", "none"]
 
 
+def test_a_cell_without_rows_is_no_smaller_family_but_an_error():
+    rows = [row for row in rows_of(LEVELS) if row["method"] != "log"]
+    with pytest.raises(ValueError, match="no rows of log with a finding, centre"):
+        ablation.family(rows, COMPARED)
+
+
+def test_what_differs_by_chance_is_undecided():
+    rng = np.random.default_rng(0)
+    rows = [
+        {**row, "dice": float(np.clip(row["dice"] + rng.normal(0, 0.3), 0, 1))}
+        for row in rows_of(LEVELS)
+    ]
+    told = ablation._answer(
+        {"centre": ablation.family(rows, COMPARED)["centre"]}, COMPARED, {}
+    ).paragraphs
+    assert "Undecided (before correction, 0." in told[0]
+    assert "log minus none" in told[0].partition("Undecided")[2]
+
+
 def test_the_answer_says_what_helped_what_did_not_and_what_the_image_gave(tmp_path):
     (tmp_path / "report").mkdir()
     rows = rows_of(LEVELS)
     ablation.files.write_rows(tmp_path / "report" / "images.csv", rows)
     text = ablation.write(tmp_path, COMPARED)
-    assert "better than none: sobel by +0.100 [+0.100, +0.100]" in text
-    assert "equivalent to none within 0.02: log by +0.000" in text
+    assert "Better: sobel minus none +0.100 [+0.100, +0.100]." in text
+    assert "Equivalent within 0.02: log minus none +0.000 [+0.000, +0.000]." in text
     plain = [r for r in rows if r["method"] == NONE and r["protocol"] == "none"]
     own = statistics.interval_of(plain, "dice", samples=1).mean
-    # Both prompts have the same figures here.
-    share = f"{(own - (own - 0.3)) / own:.0%} of the Dice come from the image"
-    assert text.count(share) == 2
+    twin = [r["dice"] for r in rows if r["method"] == BLIND and r["protocol"] == "none"]
+    # Both prompts have the same figures here; each patient has one image, so the mean is plain.
+    blind = float(np.mean(twin))
+    less = f"less by {own - blind:.3f} ["
+    share = f"], {(own - blind) / own:.0%} of it"
+    for line in text.splitlines()[2:]:
+        head, tail = line.split(f"in grey: {blind:.3f}, ")
+        assert head.startswith(("Prompt: nothing. Dice of none", "Prompt: click on the centre."))
+        assert tail.startswith(less) and share in tail
     assert (tmp_path / "ablation.html").is_file()
     markdown = (tmp_path / "ablation.md").read_text()
     assert "differences-centre.png" in markdown
-    assert "1.5 hours of computing" in markdown
+    assert "1.5 hours" in markdown

@@ -71,6 +71,21 @@ def test_boxes_are_scaled_to_the_model_frame_per_axis(odd):
     np.testing.assert_allclose(batch.boxes[2, 0], [6 * x, 4 * y, 30 * x, 20 * y], rtol=1e-6)
 
 
+def test_both_is_the_union_and_then_each_object(odd):
+    (each,), (union,) = eval_batches(odd, **EACH), eval_batches(odd, **UNION)
+    (both,) = eval_batches(odd, **EACH | {"objects": "both"})
+    for field in ("targets", "boxes", "valid"):
+        wanted = np.concatenate([getattr(union, field), getattr(each, field)], axis=1)
+        np.testing.assert_array_equal(getattr(both, field), wanted)
+    # `b` has no finding: it is asked for all of them, and there is none.
+    assert both.valid[1].tolist() == [True, False, False, False]
+    few = EACH | {"objects": "both", "max_objects": 1}
+    with pytest.warns(UserWarning, match="a: 3 objects, the largest 1 are used"):
+        (fewer,) = eval_batches(odd, **few)
+    np.testing.assert_array_equal(fewer.targets[:, 0], union.targets[:, 0])
+    assert pipeline.usable(odd, objects="both") == [0, 1, 2]
+
+
 def test_union_has_one_slot_with_all_findings_and_their_box(odd):
     (batch,) = eval_batches(odd, **UNION)
     assert batch.valid.tolist() == [[True], [True], [True], [False]]

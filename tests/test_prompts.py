@@ -123,6 +123,9 @@ LABELS_OF = {  # One of these.
     "none": [[-2]],
     "scribble": [[1, 1, 1, 1, -1]],
     "lasso": [[1, 1, 1, 1, -1]],
+    "box+none": [[-2, -2]],  # The first object is never marked.
+    "point+none": [[-2, -2]],
+    "centre+none": [[-2, -2]],
 }
 
 
@@ -138,6 +141,19 @@ def test_each_sampler_gives_its_labels(name):
     neutral = draw(name, keys([0, 1]), **invalid)
     assert neutral.labels.tolist() == [[[-2] * len(labels[0])]] * 2
     assert neutral.has_mask.tolist() == [[False]] * 2
+
+
+@pytest.mark.parametrize("name", ["box", "point", "centre"])
+def test_beside_all_findings_together_each_is_marked_as_alone(name):
+    three = {
+        key: jnp.repeat(value, 3, axis=1) if key in ("targets", "boxes", "valid") else value
+        for key, value in fields(2).items()
+    }
+    alone, both = draw(name, keys([0, 1]), **three), draw(f"{name}+none", keys([0, 1]), **three)
+    np.testing.assert_array_equal(both.labels[:, 1:], alone.labels[:, 1:])
+    np.testing.assert_array_equal(both.points[:, 1:], alone.points[:, 1:])
+    assert (both.labels[:, 0] == -2).all()
+    assert both.valid.all()
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -5,6 +5,7 @@ Made from a report of eval.py (OUT/report), in which each cell is a model with i
 OUT/ablation.md, ablation.html, differences-PROTOCOL.png
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,16 @@ class Compared(NamedTuple):
     """How the models of a report are cells of a grid."""
 
     question: str
-    cells: tuple[str, ...]  # The others are compared with the first.
-    blind: str  # The model that was trained alike and saw nothing; empty: there is none.
-    hours: float  # Of all trainings together.
+    first: str  # A cell.
+    pairs: Mapping[str, str]  # What each other cell is compared with.
+    blind: str  # The first cell's twin, which saw nothing; empty: there is none.
+    prompts: tuple[str, ...]  # Protocols, all of them primary.
+    told: Mapping[str, Any]  # What a reader must know of the grid.
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.first, *self.pairs)
 
 
 def write(out: Path, compared: Compared, *, more: Sequence[Section] = ()) -> str:
@@ -39,42 +47,42 @@ def write(out: Path, compared: Compared, *, more: Sequence[Section] = ()) -> str
 
     Raises:
       FileNotFoundError: There is no report.
+      ValueError: A cell has no rows there.
     """
     rows = files.read_rows(out / "report" / "images.csv")
     found = family(rows, compared)
-    sections = [_answer(found, compared, rows), *_of_protocols(out, rows, found, compared), *more]
-    told: Mapping[str, Any] = {
-        "title": f"Ablation: {compared.question}",
-        "settings": {"trainings": f"{compared.hours:.1f} hours of computing", "report": "report/"},
-    }
-    tables.write_markdown(out / "ablation.md", sections, **told)
-    page.write_page(out / "ablation.html", sections, **told)
+    parts = {protocol: _cells(rows, protocol) for protocol in found}
+    sections = [_answer(found, compared, parts)]
+    sections += [_of_protocol(out, protocol, found, compared, parts) for protocol in found]
+    told = {"title": compared.question, "settings": compared.told}
+    tables.write_markdown(out / "ablation.md", [*sections, *more], **told)
+    page.write_page(out / "ablation.html", [*sections, *more], **told)
     return "\n".join(sections[0].paragraphs)
 
 
 def family(rows: Sequence[Row], compared: Compared) -> dict[str, list[Comparison]]:
-    """By protocol, each cell minus the first; p-values are adjusted over all of them together.
+    """By protocol, each cell minus its pair; p-values are adjusted over all of them together.
 
     Images without a finding are left out: there is nothing that a filter could help to outline.
+    A cell that is equal on every patient counts with a p of 1: it is of the family as declared.
+
+    Raises:
+      ValueError: A cell without rows.
     """
     told = []
-    for protocol in _protocols(rows, compared):
+    for protocol in compared.prompts:
         parts = _cells(rows, protocol)
-        base = parts[compared.cells[0]]
-        for name in compared.cells[1:]:
-            told.append((protocol, statistics.compare(parts[name], base, metric=METRIC)))
-    kept = [(protocol, one) for protocol, one in told if one is not None]
-    adjusted = statistics.adjust([one for _, one in kept])
-    found: dict[str, list[Comparison]] = {}
-    for (protocol, _), one in zip(kept, adjusted, strict=True):
-        found.setdefault(protocol, []).append(one)
-    return found
-
-
-def _protocols(rows: Sequence[Row], compared: Compared) -> list[str]:
-    """Those that the cells were asked under: guesses are asked under the exact box as well."""
-    own = pick(rows, method=compared.cells[0])
-    return list(dict.fromkeys(row["protocol"] for row in own))
+        if missing := [name for name in compared.cells if name not in parts]:
+            raise ValueError(f"the report has no rows of {missing[0]} with a finding, {protocol}")
+        for name, other in compared.pairs.items():
+            one = statistics.compare(parts[name], parts[other], metric=METRIC)
+            alike = one.wilcoxon is None and one.difference.low == one.difference.high == 0
+            told.append(one._replace(wilcoxon=1.0) if alike else one)
+    adjusted = iter(statistics.adjust(told))
+    return {
+        protocol: list(itertools.islice(adjusted, len(compared.pairs)))
+        for protocol in compared.prompts
+    }
 
 
 def _cells(rows: Sequence[Row], protocol: str) -> dict[str, list[Row]]:
@@ -84,36 +92,32 @@ def _cells(rows: Sequence[Row], protocol: str) -> dict[str, list[Row]]:
 
 
 def _answer(
-    found: Mapping[str, Sequence[Comparison]], compared: Compared, rows: Sequence[Row]
+    found: Mapping[str, Sequence[Comparison]],
+    compared: Compared,
+    parts: Mapping[str, Mapping[str, Sequence[Row]]],
 ) -> Section:
     told = []
-    base = compared.cells[0]
-    for protocol, family_ in found.items():
-        surely = {
-            "better": [one for one in family_ if _holds(one) and one.difference.mean > 0],
-            "worse": [one for one in family_ if _holds(one) and one.difference.mean < 0],
+    for protocol, own in found.items():
+        kinds = {
+            "Better": [one for one in own if _holds(one) and one.difference.mean > 0],
+            "Worse": [one for one in own if _holds(one) and one.difference.mean < 0],
         }
-        same = [one for one in family_ if not _holds(one) and one.equivalent]
-        rest = [one for one in family_ if not _holds(one) and not one.equivalent]
-        parts = [
-            f"{word} than {base}: {', '.join(map(_worded, own))}"
-            for word, own in surely.items()
-            if own
-        ]
+        rest = [one for one in own if not _holds(one)]
+        same = [one for one in rest if one.equivalent]
+        rest = [one for one in rest if not one.equivalent]
         if same:
-            listed = ", ".join(map(_worded, same))
-            parts.append(f"equivalent to {base} within {same[0].margin}: {listed}")
-        if rest:
-            least = max(one.detectable or 0 for one in rest)
-            listed = ", ".join(map(_worded, rest))
-            parts.append(
-                f"not told apart from {base}: {listed} (differences from {least:.3f} on would "
-                "have been found in 4 of 5 such studies)"
-            )
-        told.append(f"Prompt {name_of(protocol)}. {'; '.join(parts)}.")
-    for protocol in found:
-        parts = _cells(rows, protocol)
-        told.append(f"Prompt {name_of(protocol)}. {_image_words(parts, compared)}")
+            kinds[f"Equivalent within {same[0].margin}"] = same
+        sizes = [one.detectable for one in rest if one.detectable is not None]
+        seen = f" (before correction, {max(sizes):.3f} can be detected)" if sizes else ""
+        kinds[f"Undecided{seen}"] = rest
+        words = (
+            f"{kind}: {', '.join(map(_worded, ones))}." for kind, ones in kinds.items() if ones
+        )
+        told.append(f"Prompt: {name_of(protocol)}. {' '.join(words)}")
+    told += [
+        f"Prompt: {name_of(protocol)}. {_image_words(own, compared)}"
+        for protocol, own in parts.items()
+    ]
     return Section("Answer", told)
 
 
@@ -126,23 +130,24 @@ def _holds(one: Comparison) -> bool:
 
 def _worded(one: Comparison) -> str:
     own = one.difference
-    return f"{one.a} by {own.mean:+.3f} [{own.low:+.3f}, {own.high:+.3f}]"
+    return f"{one.a} minus {one.b} {own.mean:+.3f} [{own.low:+.3f}, {own.high:+.3f}]"
 
 
 def _image_words(parts: Mapping[str, Sequence[Row]], compared: Compared) -> str:
-    base = compared.cells[0]
-    own = _mean(parts[base])
-    told = [f"Dice of {base} is {own:.3f}"]
-    if swapped := parts.get(f"{base}, {_SWAPPED}"):
-        told.append(f"shown another patient's image it is {_mean(swapped):.3f}")
-    if compared.blind in parts:
-        blind = _mean(parts[compared.blind])
-        share = max(0.0, own - blind) / own if own else 0.0
-        told.append(
-            f"its twin that saw nothing reaches {blind:.3f}: {share:.0%} of the Dice come from the "
-            "image"
-        )
-    return ", ".join(told) + "."
+    """How much of the first cell's Dice comes from the image."""
+    own = _mean(parts[compared.first])
+    told = [f"Dice of {compared.first}: {own:.3f}"]
+    for name, said in (
+        (f"{compared.first}, {_SWAPPED}", "shown another patient's image"),
+        (compared.blind, "its twin that was trained and asked in grey"),
+    ):
+        if name in parts:
+            gain = statistics.compare(parts[compared.first], parts[name], metric=METRIC).difference
+            told.append(
+                f"{said}: {_mean(parts[name]):.3f}, less by {gain.mean:.3f} "
+                f"[{gain.low:.3f}, {gain.high:.3f}], {gain.mean / own if own else 0:.0%} of it"
+            )
+    return "; ".join(told) + "."
 
 
 def _mean(rows: Sequence[Row]) -> float:
@@ -150,30 +155,25 @@ def _mean(rows: Sequence[Row]) -> float:
     return one.mean if one else 0.0
 
 
-def _of_protocols(
+def _of_protocol(
     out: Path,
-    rows: Sequence[Row],
+    protocol: str,
     found: Mapping[str, Sequence[Comparison]],
     compared: Compared,
-) -> list[Section]:
-    sections = []
-    for protocol, family_ in found.items():
-        parts = _cells(rows, protocol)
-        path = out / f"differences-{protocol.replace(':', '_')}.png"
-        intervals = {one.a: one.difference for one in family_}
-        plots.forest(path, intervals, label=f"Dice minus that of {compared.cells[0]}")
-        sections.append(
-            Section(
-                f"Prompt: {name_of(protocol)}",
-                tables=(
-                    _levels(parts, protocol),
-                    _differences(family_, protocol),
-                    *_of_image(parts, compared, protocol),
-                ),
-                pictures=(Picture(path, f"Differences, prompt: {name_of(protocol)}"),),
-            )
-        )
-    return sections
+    parts: Mapping[str, Mapping[str, Sequence[Row]]],
+) -> Section:
+    path = out / f"differences-{protocol.replace(':', '_')}.png"
+    intervals = {f"{one.a} minus {one.b}": one.difference for one in found[protocol]}
+    plots.forest(path, intervals, label="difference of Dice")
+    return Section(
+        f"Prompt: {name_of(protocol)}",
+        tables=(
+            _levels(parts[protocol], protocol),
+            _differences(found[protocol], protocol),
+            *_of_image(parts[protocol], compared, protocol),
+        ),
+        pictures=(Picture(path, f"Differences, prompt: {name_of(protocol)}"),),
+    )
 
 
 def _levels(parts: Mapping[str, Sequence[Row]], protocol: str) -> Table:
@@ -211,16 +211,18 @@ def _differences(family_: Sequence[Comparison], protocol: str) -> Table:
 
 def _of_image(parts: Mapping[str, Sequence[Row]], compared: Compared, protocol: str) -> list[Table]:
     """How much of each cell's Dice comes from the image."""
-    blind = _mean(parts[compared.blind]) if compared.blind in parts else None
+    wanted = [(name, f"{name}, {_SWAPPED}", _SWAPPED) for name in compared.cells]
+    wanted.append((compared.first, compared.blind, "blind twin"))
     rows = []
-    for name in compared.cells:
-        own, swapped = _mean(parts[name]), parts.get(f"{name}, {_SWAPPED}")
-        other = _mean(swapped) if swapped else None
-        share = None if blind is None or not own else max(0.0, own - blind) / own
-        rows.append((name, own, other, blind, share))
-    if blind is None and all(row[2] is None for row in rows):
+    for name, without, word in wanted:
+        if without in parts:
+            one = statistics.image_contribution(parts[name], parts[without], metric=METRIC)
+            own, other = _mean(parts[name]), _mean(parts[without])
+            share = one.difference.mean / own if own else None
+            rows.append((name, word, own, other, one.difference, share))
+    if not rows:
         return []
-    names = ("cell", "Dice", f"Dice with {_SWAPPED}", "Dice of the blind twin", "share of image")
-    note = "Share: what is left of the Dice above the twin that was trained and asked in grey."
+    names = ("cell", "beside", "Dice", "Dice without its image", "difference", "share of the Dice")
+    note = f"The blind twin was trained like {compared.first}, from its weights, and saw grey."
     title = f"How much comes from the image, prompt: {name_of(protocol)}"
     return [Table(title, tuple(map(Column, names)), rows, (note,))]

@@ -291,6 +291,23 @@ def is_finished(run: Path) -> bool:
     return step in (total or settings.steps, early)
 
 
+def is_done(folder: Path) -> bool:
+    """Whether a finished run stands in a folder that may be anything."""
+    try:
+        return (folder / CONFIG).is_file() and is_finished(folder)
+    except CheckpointError:
+        return False  # Damaged: train.py says so.
+
+
+def is_reported(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a report of eval.py with these settings stands in a folder that may be anything."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        return False
+    held = read_json(path)["settings"]
+    return all(held.get(name) == value for name, value in settings.items())
+
+
 def best_step(run: Path) -> int | None:
     """The step that is best by validation, if one is noted and its checkpoint verifies."""
     held = read_best(run)

@@ -1,18 +1,15 @@
 """The grid of an ablation as jobs: what each trains, what it waits for, and when it is done."""
 
 import dataclasses
-import math
-import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pp_jax import config
+from pp_jax import config, outlook
 from pp_jax.ablations import (
     ABLATIONS,
     BLIND,
@@ -21,18 +18,20 @@ from pp_jax.ablations import (
     before_of,
     begins_anew,
     cells,
+    pairs_of,
     run_of,
     seeds_of,
     twin_of,
 )
-from pp_jax.checkpoints import CheckpointError
 from pp_jax.config import TrainConfig
 from pp_jax.evaluate.ablation import Compared
+from pp_jax.evaluate.protocols import parse_protocols
 from pp_jax.finetune import runs
 from pp_jax.finetune.pace import seconds_of_step
-from pp_jax.jobs import Job, read_seconds
+from pp_jax.jobs import Job, count_cores, read_seconds
 
 REPORT = "report"
+_DATA, _GENERATED = "data", "generator.json"  # Written last by what draws phantoms.
 _START_SECONDS = 25  # Of a training on a CPU, until its first step.
 BESIDE = ("swap", "mean_shape", "atlas", "lungs")
 
@@ -60,11 +59,12 @@ def _of_cell(
     row = ABLATIONS[asked.ablation]
     if begins_anew(asked):
         before = before_of(asked, cell, seed)
-        if row.needs and "data" not in known:
+        if row.needs and _DATA not in known:
             words = tuple(shlex.split(row.needs))
-            jobs.append(Job("data", words, Path(before.data_dir).is_dir))
+            jobs.append(Job(_DATA, words, (Path(before.data_dir) / _GENERATED).is_file))
         first = _training(asked, before)
-        jobs.append(first._replace(after=("data",) if row.needs else ()))
+        if first.name not in known:
+            jobs.append(first._replace(after=(_DATA,) if row.needs else ()))
         after = (first.name,)
     run = run_of(asked, cell, seed)
     for one in (run, twin_of(asked, run))[: 1 + twin]:
@@ -78,7 +78,7 @@ def _training(asked: AblationConfig, settings: TrainConfig) -> Job:
     _require_same(folder, settings)
     words = tuple(shlex.split(config.command(settings))[1:])
     name = str(folder.relative_to(asked.out))
-    return Job(name, words, partial(_is_done, folder))
+    return Job(name, words, partial(runs.is_done, folder))
 
 
 def _require_same(folder: Path, settings: TrainConfig) -> None:
@@ -93,13 +93,6 @@ def _require_same(folder: Path, settings: TrainConfig) -> None:
             f"{folder}: holds a run with other settings ({listed}); give another --out, or the old "
             "settings to go on"
         )
-
-
-def _is_done(folder: Path) -> bool:
-    try:
-        return (folder / runs.CONFIG).is_file() and runs.is_finished(folder)
-    except CheckpointError:
-        return False  # Damaged: train.py says so.
 
 
 def methods_of(asked: AblationConfig) -> dict[str, str]:
@@ -130,25 +123,22 @@ def _report(asked: AblationConfig, *, after: tuple[str, ...]) -> Job:
         *(("--image-size", str(asked.image_size)) if asked.image_size else ()),
         *(("--limit", str(asked.limit)) if asked.limit else ()),
     )
-    return Job(REPORT, words, _reported(out, methods, asked.scored_under), after)
+    wanted = {
+        "methods": list(methods),
+        "prompt": asked.scored_under,
+        "data": data.data,
+        "data_dir": data.data_dir,
+        "seed": asked.seed,
+        "target": asked.target,
+        "image_size": asked.image_size,
+        "limit": asked.limit,
+    }
+    return Job(REPORT, words, partial(runs.is_reported, out, wanted), after)
 
 
 def _beside(asked: AblationConfig) -> tuple[str, ...]:
     """The lines that see no pixel, and each model shown another patient's image."""
     return tuple(name for name in BESIDE if name != "lungs" or asked.data == "cxr_seg")
-
-
-def _reported(out: Path, methods: Sequence[str], prompt: str) -> Callable[[], bool]:
-    """Whether the report stands there, and is of these methods."""
-
-    def done() -> bool:
-        path = out / "settings.json"
-        if not path.is_file():
-            return False
-        held = runs.read_json(path)["settings"]
-        return list(held["methods"]) == list(methods) and held["prompt"] == prompt
-
-    return done
 
 
 def run_data(asked: AblationConfig) -> TrainConfig:
@@ -157,12 +147,16 @@ def run_data(asked: AblationConfig) -> TrainConfig:
     return config.resolve(plain)
 
 
-def at_once(asked: AblationConfig) -> int:
-    """How many trainings run side by side."""
+def at_once(asked: AblationConfig, *, backend: str) -> int:
+    """How many trainings run side by side.
+
+    Args:
+      asked: Says it, or leaves it to the cores of this process.
+      backend: What jax computes on.
+    """
     if asked.jobs is not None:
         return asked.jobs
-    on_cpu = asked.device == "cpu" or jax.default_backend() == "cpu"
-    return (os.cpu_count() or 1) if on_cpu and asked.variant == "tiny" else 1
+    return count_cores() if backend == "cpu" and asked.variant == "tiny" else 1
 
 
 def settings_of(asked: AblationConfig) -> list[TrainConfig]:
@@ -171,39 +165,51 @@ def settings_of(asked: AblationConfig) -> list[TrainConfig]:
     return [run_of(asked, cell, asked.seed) for cell in cells(asked)] if row.trains else []
 
 
-def describe(asked: AblationConfig, jobs: Sequence[Job], *, mesh: Mesh) -> str:
+def describe(
+    asked: AblationConfig, jobs: Sequence[Job], *, side_by_side: int, mesh: Mesh | None = None
+) -> str:
     """How much there is to do, how much of it is done, and about how long the rest takes.
 
     The time follows from the trainings that are done, or else from a few steps that are made now.
+
+    Args:
+      asked: The ablation.
+      jobs: From `make_jobs`.
+      side_by_side: How many run at a time.
+      mesh: The devices; None: no step is made, and without trainings that are done no time is told.
     """
     left = [job for job in jobs if not job.done()]
     trainings = [job for job in left if job.words[0] == "train.py"]
     folds = sum("--fold" in job.words for job in trainings)
     told = [f"{asked.out}: {len(jobs) - len(left)} of {len(jobs)} jobs are done"]
     if trainings:
-        seconds = _estimate(asked, trainings, mesh=mesh)
-        minutes = math.ceil(seconds / at_once(asked) / 60)
+        seconds = _estimate(asked, trainings, side_by_side=side_by_side, mesh=mesh)
+        about = f"about {outlook.in_words(seconds / side_by_side)}, " if seconds else ""
         told.append(
-            f"left are {folds} trainings on folds and {len(trainings) - folds} before them: about "
-            f"{minutes // 60}:{minutes % 60:02} hours, {at_once(asked)} at a time"
+            f"left are {folds} trainings on folds and {len(trainings) - folds} before them: "
+            f"{about}{side_by_side} at a time"
         )
     if left:
         told.append("then a report")
     return ", ".join(told)
 
 
-def _estimate(asked: AblationConfig, trainings: Sequence[Job], *, mesh: Mesh) -> float:
+def _estimate(
+    asked: AblationConfig, trainings: Sequence[Job], *, side_by_side: int, mesh: Mesh | None
+) -> float | None:
     """Seconds of the trainings one after another, where side by side they slow each other down."""
     took = read_seconds(Path(asked.out))
     known = {
         kind: float(np.median(own))
-        for kind in (True, False)
-        if (own := [s for name, s in took.items() if name.startswith("before/") is kind])
+        for kind, part in ((True, "before/"), (False, "/fold"))
+        if (own := [s for name, s in took.items() if part in name])
     }
     if missing := {job.name.startswith("before/") for job in trainings} - known.keys():
+        if mesh is None:
+            return None
         cell = cells(asked)[-1]
         folds = run_of(asked, cell, asked.seed)
-        pace = seconds_of_step(folds, mesh=mesh) * at_once(asked)
+        pace = seconds_of_step(folds, mesh=mesh) * side_by_side
         for kind in missing:
             one = before_of(asked, cell, asked.seed) if kind else folds
             known[kind] = _START_SECONDS + pace * (one.steps or 0)
@@ -212,11 +218,38 @@ def _estimate(asked: AblationConfig, trainings: Sequence[Job], *, mesh: Mesh) ->
 
 def comparison_of(asked: AblationConfig) -> Compared:
     """What the report's rows are to be read as."""
+    row = ABLATIONS[asked.ablation]
+    data = run_data(asked)
+    told = {"data": f"{data.data} in {data.data_dir}", "target": asked.target}
+    if row.trains:
+        one = run_of(asked, cells(asked)[0], asked.seed)
+        several = (
+            f"{asked.folds} patient-disjoint folds, seeds {', '.join(map(str, seeds_of(asked)))}"
+        )
+        told |= {
+            "trainings": f"{one.variant}, {one.trainable}, {one.steps or one.epochs} "
+            f"{'steps' if one.steps else 'epochs'} of {one.batch} images; {several}",
+            "first": f"{before_of(asked, cells(asked)[0], asked.seed).steps} steps on phantoms"
+            if begins_anew(asked)
+            else f"weights of {one.checkpoint or 'random numbers'}",
+            "each training": "--filter none: " + config.command(one),
+        }
+        if begins_anew(asked):
+            told["tuned"] = (
+                "the recipe of tiny was chosen with the filter none on folds 0 and 1 of seed 0; "
+                "other seeds have other folds"
+            )
+    else:
+        told["weights"] = asked.checkpoint or asked.init
+    hours = sum(read_seconds(Path(asked.out)).values()) / 3600
+    told["time"] = f"{hours:.1f} hours of all programs together"
     return Compared(
-        question=ABLATIONS[asked.ablation].help,
-        cells=tuple(cell.name for cell in cells(asked)),
-        blind=BLIND if ABLATIONS[asked.ablation].trains else "",
-        hours=sum(read_seconds(Path(asked.out)).values()) / 3600,
+        question=row.question,
+        pairs=pairs_of(asked),
+        first=cells(asked)[0].name,
+        blind=BLIND if row.trains else "",
+        prompts=tuple(parse_protocols(asked.scored_under)),
+        told=told,
     )
 
 

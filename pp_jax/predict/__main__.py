@@ -40,6 +40,7 @@ from pp_jax.predict.writing import Rows
 from pp_jax.preprocess import roi
 from pp_jax.preprocess.colour import to_grey
 from pp_jax.preprocess.stage import PREPARATIONS, SPECS, describe
+from pp_jax.prompts import PROMPTINGS
 from pp_jax.sam.attention import ATTENTIONS
 
 CHOICES = MappingProxyType(
@@ -478,7 +479,7 @@ def _member(settings: Predict, folder: Path, loaded: runs.Loaded) -> Member:
     check_region(settings, look)
     if run is not None and loaded.variant in SEGMENTERS:
         check_read(settings, run)
-    if settings.prompt_free and (run is None or run.prompting != "none"):
+    if settings.prompt_free and (run is None or PROMPTINGS[run.prompting].objects == "each"):
         warnings.warn(
             f"{folder}: not trained with --prompt none, so --prompt-free gives masks of nothing in "
             "particular",

@@ -114,7 +114,10 @@ def sentence(pair: Pair, comparison: Comparison) -> str:
         )
     rest = ""
     if comparison.detectable is not None:
-        rest = f"; so many patients would have shown a difference of {comparison.detectable:.3f}"
+        rest = (
+            f"; before correction so many patients would have shown a difference of "
+            f"{comparison.detectable:.3f}"
+        )
     return f"Whether {pair.a} is better than {pair.b} is undecided: Dice {told}{rest}."
 
 
@@ -156,7 +159,8 @@ def sections(
     reported = ", ".join(map(str, sorted(scores.folds)))
     about = [
         f"Filters were chosen on folds {tuned} of {folds} patient-disjoint ones; all that follows "
-        f"is of images with a finding in folds {reported}, which had no say in it.",
+        f"is of images with a finding in folds {reported}. No score of theirs had a say in it; the "
+        "models of the choice were trained on their patients, as in any stacking.",
         *_of_target(target),
         *doubts,
         "One training of each: what another seed would change is in no interval.",
@@ -226,7 +230,7 @@ def _of_image(rows: Sequence[Row], names: Sequence[str]) -> list[str]:
         level = mean_of(rows, best, prompt)
         told.append(
             f"How much comes from the image? {_ASKED[prompt]}: the highest Dice is that of {best}, "
-            f"{_interval(level)}. {' '.join(own)}"
+            f"{_interval(level)}, a little too high as the best of several. {' '.join(own)}"
         )
     return told
 

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from pp_jax.ablations import ABLATIONS, NONE
-from pp_jax.checkpoints import MANIFEST, CheckpointError
+from pp_jax.checkpoints import MANIFEST
 from pp_jax.finetune import runs
 from pp_jax.jobs import Job
 from pp_jax.study import cost
@@ -202,7 +202,7 @@ def _training(
         *("--pictures-every", "0", "--no-tensorboard", *flags, "--out", str(folder.parent)),
     )
     after = ("prepare",) if network else ("convert", "prepare")
-    return Job(_job_name(name, fold), words, partial(_is_trained, folder), after)
+    return Job(_job_name(name, fold), words, partial(runs.is_done, folder), after)
 
 
 def _network(study: Study, sizes: Sizes, fold: int) -> Job:
@@ -257,7 +257,12 @@ def _scoring(
         *("eval.py", "--methods", *methods, *_told(study), "--prompt", asked),
         *("--confidence", "", "--pictures", "12", *more, "--out", str(out)),
     )
-    return Job(f"reports/{name}", words, partial(_is_reported, out, tuple(methods)), tuple(after))
+    return Job(
+        f"reports/{name}",
+        words,
+        partial(runs.is_reported, out, {"methods": list(methods)}),
+        tuple(after),
+    )
 
 
 def _scored(study: Study, shown: int, images: float) -> float:
@@ -269,21 +274,6 @@ def _scored(study: Study, shown: int, images: float) -> float:
         + cost.seconds(study, "measures", answers)
         + cost.seconds(study, "start", 1)
     )
-
-
-def _is_trained(folder: Path) -> bool:
-    try:
-        return (folder / runs.CONFIG).is_file() and runs.is_finished(folder)
-    except CheckpointError:
-        return False  # Damaged: train.py says so.
-
-
-def _is_reported(out: Path, methods: tuple[str, ...]) -> bool:
-    """Whether a report of these methods stands there."""
-    if not (out / "report.html").is_file():
-        return False
-    held = runs.read_json(out / "settings.json")["settings"]
-    return tuple(held["methods"]) == methods
 
 
 STAGES: Mapping[str, Stage] = MappingProxyType(
