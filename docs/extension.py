@@ -6,8 +6,11 @@ characters such as `*` and `_`; they are escaped, so that nobody has to write fo
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from docutils import nodes
@@ -101,6 +104,7 @@ def _under_one_title(text: str) -> str:
 
 CODE = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 EXAMPLE = re.compile(r"^ *>>> .*?(?=^ *$|\Z)", re.DOTALL | re.MULTILINE)
+COLUMNS = re.compile(r"^.*\S {2,}\S", re.MULTILINE)
 
 
 def escaped(text: str) -> str:
@@ -110,6 +114,17 @@ def escaped(text: str) -> str:
         parts += [_escaped_prose(text[end : example.start()]), example.group()]
         end = example.end()
     return "".join([*parts, _escaped_prose(text[end:])])
+
+
+def escaped_module(text: str) -> str:
+    """The same of a module's docstring, in which a block in columns stays as it is."""
+    blocks = text.split("\n\n")
+    return "\n\n".join(
+        "::\n\n" + re.sub("^", "    ", block, flags=re.MULTILINE)
+        if COLUMNS.search(block)
+        else escaped(block)
+        for block in blocks
+    )
 
 
 def _escaped_prose(text: str) -> str:
@@ -133,8 +148,9 @@ def escape_docstring(
     _: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]
 ) -> None:
     """Before napoleon reads the sections."""
-    del what, name, thing, options
-    lines[:] = escaped("\n".join(lines)).split("\n")
+    del name, thing, options
+    text = "\n".join(lines)
+    lines[:] = (escaped_module(text) if what == "module" else escaped(text)).split("\n")
 
 
 def skip_field(
@@ -166,8 +182,18 @@ def mathml(writer: Any, node: nodes.math | nodes.math_block, *, block: bool) -> 
     raise nodes.SkipNode
 
 
+class _Torch(ModuleType):
+    """torch as far as annotations go, which need classes; the site is built without it."""
+
+    Tensor = type("Tensor", (), {"__module__": "torch"})
+    nn = SimpleNamespace(Module=type("Module", (), {"__module__": "torch.nn"}))
+    library = None
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx calls this."""
+    sys.modules["torch"] = _Torch("torch")
+    sys.modules["torch"].__spec__ = ModuleSpec("torch", None)
     app.add_html_math_renderer(
         "mathml",
         inline_renderers=(lambda writer, node: mathml(writer, node, block=False), None),
