@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from data import held_out, outlines, records, sources, splits, targets
-from pp_jax import cli, config, jobs, sharding
+from pp_jax import cli, config, sharding
 from pp_jax.eval_config import EvalConfig, resolve_eval
 from pp_jax.evaluate import journal, report, strata
 from pp_jax.evaluate.controls import Atlas, leave_one_patient_out
@@ -63,7 +63,6 @@ Served = Mapping[Path, frozenset[str]]  # The images that each run may be scored
 
 def main() -> None:
     """Evaluate as the command line says."""
-    jobs.end_with_parent()
     with cli.one_line_errors(less_memory=cli.SMALLER):
         asked = cli.parse(EvalConfig, prog="eval.py", choices=CHOICES, specs=CHECKED)
         cli.require_clone()

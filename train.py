@@ -76,7 +76,6 @@ ALIASES = {"prompting": "--prompt", "variant": "--model"}  # As eval.py calls wh
 
 def main() -> None:
     """Train as the command line says."""
-    jobs.end_with_parent()
     with cli.one_line_errors(less_memory=LESS_MEMORY):
         if name := cli.told("--ablation"):
             ablate(name)

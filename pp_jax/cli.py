@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -127,6 +128,28 @@ def _with_alias(type_: Any, alias: str | None) -> Any:
     return Annotated[type_, tyro.conf.arg(aliases=(alias,))] if alias else type_
 
 
+TIED = "PP_ENDS_WITH_PARENT"  # In the environment of a job: its input closes with its parent.
+_STOPPED = 130
+
+
+def end_with_parent() -> None:
+    """This process, if it is a job, ends at once when the one that started it is gone.
+
+    A job that outlived it would still write where the next call goes on.
+    """
+    if not os.environ.pop(TIED, ""):
+        return
+
+    def watch() -> None:
+        # Not by `sys.stdin`, whose lock this thread would hold when the interpreter ends.
+        with contextlib.suppress(OSError):
+            while os.read(0, 1):
+                pass
+        os._exit(_STOPPED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextlib.contextmanager
 def one_line_errors(*, less_memory: str = "take fewer or smaller images") -> Iterator[None]:
     """A user's mistake (`ValueError`, `OSError`) ends in one line on stderr and exit code 2.
@@ -137,6 +160,7 @@ def one_line_errors(*, less_memory: str = "take fewer or smaller images") -> Ite
     Args:
       less_memory: What to do where memory ran out.
     """
+    end_with_parent()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

@@ -22,12 +22,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from pp_jax import cli
 from pp_jax.checkpoints import write_json
 
 SECONDS = "seconds.json"
-_TIED = "PP_ENDS_WITH_PARENT"  # In the environment of a job: its input closes with its parent.
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
-_STOP = 130
 _LOCK = "lock"
 
 
@@ -152,24 +151,6 @@ def share_cores(parts: int) -> list[set[int]]:
     return [set(cores[part::parts]) for part in range(parts)]
 
 
-def end_with_parent() -> None:
-    """This process, if it is a job, ends at once when the one that started it is gone.
-
-    A job that outlived it would still write where the next call goes on.
-    """
-    if not os.environ.pop(_TIED, ""):
-        return
-
-    def watch() -> None:
-        # Not by `sys.stdin`, whose lock this thread would hold when the interpreter ends.
-        with contextlib.suppress(OSError):
-            while os.read(0, 1):
-                pass
-        os._exit(_STOP)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def _run_one(job: Job, folder: Path, cores: set[int], stop: threading.Event) -> float:
     """The seconds that the job took.
 
@@ -221,7 +202,7 @@ def _environment(folder: Path) -> Mapping[str, str]:
     own = {_CACHE: str((folder / "compiled").resolve())} if _CACHE not in os.environ else {}
     # The first of several programs must not take all of an accelerator's memory.
     shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return shared | os.environ | own | {_TIED: "1"}
+    return shared | os.environ | own | {cli.TIED: "1"}
 
 
 def _last_line(log: Path, start: int) -> str:

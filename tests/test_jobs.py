@@ -78,13 +78,45 @@ def test_cores_are_shared_out_without_one_twice():
     assert jobs.share_cores(len(held) + 1) == [held] * (len(held) + 1)
 
 
+def test_a_folder_takes_one_run_at_a_time(tmp_path):
+    inner = "import sys; from pp_jax import jobs; from pathlib import Path\n"
+    inner += f"jobs.run([], folder=Path({str(tmp_path)!r}))"
+    with pytest.raises(ValueError, match="another process works there"):
+        jobs.run([Job("a", ("-c", inner), bool)], folder=tmp_path)
+    jobs.run([appending(tmp_path, "a")], folder=tmp_path)  # The lock went with its owner.
+
+
+def test_ctrl_c_asks_each_job_once_to_stop_and_lets_it_save(tmp_path):
+    ready, saved = tmp_path / "ready", tmp_path / "saved"
+    child = (
+        "import pathlib, signal, time\n"
+        "def save(*_):\n"
+        f"    time.sleep(0.6); open({str(saved)!r}, 'a').write('x'); raise SystemExit\n"
+        "signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)\n"
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)\n"
+    )
+    driver = (
+        "from pathlib import Path; from pp_jax import jobs\n"
+        f"jobs.run([jobs.Job('b', ('-c', {child!r}), bool)], folder=Path({str(tmp_path)!r}))"
+    )
+    words = [sys.executable, "-c", driver]
+    process = subprocess.Popen(words, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(ready.is_file)
+        os.killpg(process.pid, signal.SIGINT)  # As a terminal does.
+        process.wait(60)
+    finally:
+        process.kill()
+    assert saved.read_text() == "x"
+
+
 def test_a_killed_run_leaves_no_job_behind_and_goes_on_where_it_was(tmp_path):
     beat = tmp_path / "beat"
     child = (
         "import pathlib, sys, time\n"
-        "from pp_jax.jobs import end_with_parent\n"
-        "end_with_parent()\n"
-        f"for _ in range(600):\n    pathlib.Path({str(beat)!r}).touch(); time.sleep(0.05)\n"
+        "from pp_jax.cli import one_line_errors\n"
+        f"with one_line_errors():\n    for _ in range(600):\n        pathlib.Path({str(beat)!r})"
+        ".touch(); time.sleep(0.05)\n"
     )
     driver = f"""
 from pathlib import Path
