@@ -188,6 +188,18 @@ WISHES: Mapping[str, str] = MappingProxyType(
             "`.venv/bin/python train.py --folds 5`, then `eval.py --checkpoint "
             "runs/tiny-synthetic-box-none-folds5`"
         ),
+        "know which filter, fusion or part to train helps": (
+            "`.venv/bin/python train.py --ablation filters --data-dir DIR` (`fusions`, "
+            "`policies`; `--dry-run` tells how long)"
+        ),
+        "know what filters do to weights as they are": (
+            "`.venv/bin/python train.py --ablation zero-shot-filters --variant vit_b "
+            "--checkpoint checkpoints/vit_b --data-dir DIR`"
+        ),
+        "answer it all on my own files": (
+            "`make study SAM=sam_vit_b_01ec64.pth RSNA=DIR` (`MASKS=DIR`; `DRY=1` tells "
+            "stages, time, disk; [`docs/study.md`](docs/study.md))"
+        ),
         "hold out a finding": (
             "`.venv/bin/python train.py --data cxr_seg --data-dir DIR --train-on "
             "finding=COVID-19,SARS`, then `eval.py --checkpoint runs/NAME`"
