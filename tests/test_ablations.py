@@ -2,6 +2,9 @@
 
 import dataclasses
 import shlex
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,7 @@ def asked_of(name: str, **told) -> AblationConfig:
     return ablations.resolve(AblationConfig(**flags))
 
 
+ROOT = Path(__file__).resolve().parents[1]
 TRAINED = [name for name, row in ABLATIONS.items() if row.trains]
 
 
@@ -343,3 +347,45 @@ def test_the_answer_says_what_helped_what_did_not_and_what_the_image_gave(tmp_pa
     markdown = (tmp_path / "ablation.md").read_text()
     assert "differences-centre.png" in markdown
     assert "1.5 hours" in markdown
+
+
+@pytest.mark.slow
+def test_a_grid_that_was_killed_ends_in_the_same_report_and_repeats_nothing(tmp_path):
+    """Two grids of six trainings each, one killed by SIGKILL: ten minutes on two cores."""
+    data = tmp_path / "phantoms"
+    run_front("-m", "data.synthetic", "--out", data, "--images", 24, "--side", 128)
+    words = (
+        *("train.py", "--ablation", "filters", "--filters", "none", "sobel", "--seeds", 1),
+        *("--folds", 2, "--steps", 2, "--save-every", 1, "--batch", 2, "--init", "random"),
+        *("--data", "synthetic", "--data-dir", data, "--jobs", 2, "--out"),
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_front(*words, whole)
+    process = subprocess.Popen([sys.executable, *map(str, words), str(killed)], cwd=ROOT)
+    try:
+        end = time.monotonic() + 600
+        while not jobs.read_seconds(killed) and time.monotonic() < end:
+            time.sleep(0.1)
+        process.kill()
+        process.wait()
+    finally:
+        process.kill()
+    done = jobs.read_seconds(killed)
+    assert done
+    assert "report" not in done
+    logs = {name: (killed / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
+    run_front(*words, killed)
+    again = {name: (killed / name / "metrics.jsonl").stat().st_mtime_ns for name in done}
+    assert again == logs
+    assert done.items() <= jobs.read_seconds(killed).items()
+    reports = [(folder / "report" / "results.csv").read_bytes() for folder in (whole, killed)]
+    assert reports[0] == reports[1]
+    told = [
+        (folder / "ablation.md").read_text().partition("## Settings")[0]
+        for folder in (whole, killed)
+    ]
+    assert told[0] == told[1]
+
+
+def run_front(*words: object) -> None:
+    subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, check=True)
