@@ -86,14 +86,14 @@ def test_what_would_stop_the_training_stops_its_dry_run(paces, data, copied, tmp
     assert_refused(ended, "holds a run with other settings", "lr")
 
 
-def test_embeddings_are_foretold_and_none_computed(paces, data, tmp_path):
+def test_embeddings_are_foretold_and_none_computed(compiled, paces, data, tmp_path):
     kept = tmp_path / "kept"
     lines = foretold(data, tmp_path / "run", embeddings="bfloat16", cache_dir=kept)
     (line,) = [line for line in lines if line.startswith("embeddings: ")]
     found = re.search(r"0 of (\d+) images are in .*; (\d+) are computed now, .*, about (.*)", line)
     assert found[1] == found[2]
     assert int(found[2]) > 10
-    assert found[3] == f"{3 * int(found[2])} s"[:-3] + "0 s"
+    assert abs(int(found[3].removesuffix(" s")) - 3 * int(found[2])) <= 5  # To tens of seconds.
     assert names(tmp_path) == []
 
 
