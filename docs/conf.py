@@ -38,7 +38,7 @@ autodoc_mock_imports = [
     "wandb",
 ]
 napoleon_numpy_docstring = False
-python_maximum_signature_line_length = 80
+python_maximum_signature_line_length = 100
 add_module_names = False
 smartquotes = False
 
