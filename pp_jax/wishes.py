@@ -229,6 +229,10 @@ WISHES: Mapping[str, str] = MappingProxyType(
             "`iterative`, `plan` (TPUs)"
         ),
         "see how time and memory grow": "`.venv/bin/python -m benchmarks.growth`",
+        "build the documentation": "`make docs` (`site/index.html`)",
+        "execute the notebooks": (
+            "`make notebooks` (or `.venv/bin/python docs/notebooks/run.py NAME`)"
+        ),
         "see every choice": "`.venv/bin/python train.py --help`",
         "see the traceback behind an `error:` line": "`PP_TRACEBACK=1` before the command",
     }
