@@ -369,10 +369,16 @@ def _asker(model: Model, variables: Mapping[str, Any], look: Look) -> Asker:
     return make_asker(
         model,
         variables,
-        stage=make_stage(look, side=model.config.image_size),
+        stage=_stage(look, model.config.image_size),
         fit=PREPARATIONS[look.preprocess].fit,
         roi=look.roi,
     )
+
+
+@functools.lru_cache
+def _stage(look: Look, side: int) -> Callable:
+    """One for all members of a look: the encoder is compiled for each stage that it meets."""
+    return make_stage(look, side=side)
 
 
 def _own_image(subject: Subject) -> Image:
