@@ -140,6 +140,8 @@ def test_a_report_of_other_images_is_made_again(tmp_path):
     held = {"methods": list(words), "prompt": "centre,none", "data": "cxr_seg", "limit": 5}
     held |= {"data_dir": "datasets/x", "seed": 0, "target": "mask", "image_size": None}
     grid.runs.checkpoints.write_json(report / "settings.json", {"settings": held})
+    assert not job.done()
+    (report / "report.html").touch()
     assert job.done()
     (job,) = grid.make_jobs(asked_of("zero-shot-filters", **told))
     assert not job.done()

@@ -58,7 +58,8 @@ def test_the_disk_is_that_of_the_run(paces, data, run):
     told = foretold(data, fresh)[-2]
     held = [path for part in ("base", "steps") for path in (run / part).rglob("*")]
     gib = sum(path.stat().st_size for path in held if path.is_file()) / 2**30
-    assert float(re.search(r"([\d.]+) GiB", told)[1]) == pytest.approx(gib, abs=0.011)
+    # Told before compression, which takes a little off random weights, and in hundredths.
+    assert gib - 0.005 <= float(re.search(r"([\d.]+) GiB", told)[1]) <= 1.15 * gib + 0.005
     assert not fresh.exists()
 
 
@@ -108,8 +109,10 @@ def test_a_preparation_is_foretold_and_nothing_written(tmp_path, capsys):
     for name in ("images", "masks"):
         (source / name).mkdir(parents=True)
         for number in range(9):
-            pixels = np.full((40, 50), 20 * number, np.uint8)
+            pixels = np.full((40, 50), 255 if name == "masks" else 20 * number, np.uint8)
             Image.fromarray(pixels).save(source / name / f"i{number}.png")
+    rows = "".join(f"i{number}.png,p{number}\n" for number in range(9))
+    (source / "patients.csv").write_text(f"image,patient\n{rows}")
     before = names(tmp_path)
     asked = prepare.Prepare("folder", source=source, out=tmp_path / "out", workers=0, dry_run=True)
     prepare.run(asked)

@@ -92,7 +92,7 @@ def words_of(piece):
 
 PIECES = tuple(dict.fromkeys(p for command in wishes.WISHES.values() for p in code(command)))
 PROGRAMS = [p for p in PIECES if re.match(r"\.venv/bin/python |train\.py -|eval\.py -", p)]
-PARSED = [p for p in PROGRAMS if "benchmarks." not in p]
+PARSED = [p for p in PROGRAMS if "benchmarks." not in p and "docs/" not in p]
 
 
 def test_the_table_is_readmes_row_by_row():
@@ -144,7 +144,10 @@ def test_targets_and_programs_that_are_named_are_there():
     rules = (ROOT / "Makefile").read_text()
     targets = [piece.removeprefix("make ") for piece in PIECES if piece.startswith("make ")]
     programs = [piece.split()[2] for piece in PROGRAMS if "benchmarks." in piece]
+    scripts = [piece.split()[1] for piece in PROGRAMS if "docs/" in piece]
     assert len(targets) >= 4
     assert len(programs) >= 3
-    assert all(re.search(rf"^{target}:", rules, re.M) for target in targets)
+    assert all(re.search(rf"^{target.split()[0]}:", rules, re.M) for target in targets)
+    assert scripts
+    assert all((ROOT / name).is_file() for name in scripts)
     assert all((ROOT / f"{name.replace('.', '/')}.py").is_file() for name in programs)

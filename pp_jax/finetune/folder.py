@@ -302,7 +302,7 @@ def is_done(folder: Path) -> bool:
 def is_reported(folder: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a report of eval.py with these settings stands in a folder that may be anything."""
     path = folder / "settings.json"
-    if not path.is_file():
+    if not (path.is_file() and (folder / "report.html").is_file()):
         return False
     held = read_json(path)["settings"]
     return all(held.get(name) == value for name, value in settings.items())

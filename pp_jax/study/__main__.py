@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from data import rsna
 from data.annotated import first_patients
@@ -29,7 +30,7 @@ from pp_jax.study.settings import TUNED, ZERO_SHOT, Study
 from pp_jax.study.stages import CANDIDATES, SCREEN, STAGES, Step, steps_of
 
 SETTINGS, CHOICE, REPORT = "study.json", "choice.json", "report"
-_CHOICES = {"device": cli.DEVICES, "preprocess": ("", "sam", "medsam")}
+_CHOICES = MappingProxyType({"device": cli.DEVICES, "preprocess": ("", "sam", "medsam")})
 
 
 def main(args: list[str] | None = None) -> None:
