@@ -117,6 +117,6 @@ def test_a_preparation_is_foretold_and_nothing_written(tmp_path, capsys):
     asked = prepare.Prepare("folder", source=source, out=tmp_path / "out", workers=0, dry_run=True)
     prepare.run(asked)
     told = capsys.readouterr().out
-    assert told.startswith("9 patients, 9 images: about 0.0 MiB to write to ")
+    assert "\n9 patients, 9 images: about 0.0 MiB to write to " in told
     assert re.search(r"/out, [\d.]+ .iB free; about [\d.]+ s in 1 processes\n$", told)
     assert names(tmp_path) == before
